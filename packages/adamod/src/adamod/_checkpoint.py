@@ -63,7 +63,7 @@ def _adopt_group(group: dict[str, Any], saved: dict[str, Any]) -> Any:
     step = saved.get("step")
     for option in _FOREIGN:
         saved.pop(option, None)
-    if len(saved["betas"]) == 3:
+    if len(saved.get("betas", ())) == 3:
         *betas, saved["beta3"] = saved["betas"]
         saved["betas"] = tuple(betas)
     for option, value in group.items():
@@ -78,8 +78,10 @@ def _convert_state(
     step = saved.get("step", group_step)
     if step is None:
         raise ValueError(f"{name}: the checkpoint has no step")
+    if not isinstance(step, (int, float, Tensor)) or (isinstance(step, Tensor) and step.numel() != 1):
+        raise ValueError(f"{name}: step in the checkpoint must be one number, got {step!r}")
     if isinstance(step, Tensor):
-        step = step.detach().clone()
+        step = step.detach().clone().reshape(())
         if group["capturable"] or group["fused"]:
             step = step.to(_state.local(p).device, torch.float32)
     state: dict[str, Any] = {"step": step}

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def add_one_(steps: list[Tensor]) -> None:
     if steps[0].is_cpu and not torch.compiler.is_compiling():
-        torch._foreach_add_(steps, torch.tensor(1.0), alpha=1.0)  # a Python 1 would be wrapped anew for every step
+        one = torch.tensor(1.0, device="cpu")  # a Python 1 would be wrapped anew for every step
+        torch._foreach_add_(steps, one, alpha=1.0)
     else:
         torch._foreach_add_(steps, 1)
 
@@ -57,6 +58,15 @@ def average_(averages: list[Tensor], xs: list[Tensor], beta: Scalar) -> None:
         torch._foreach_add_(averages, xs, alpha=1 - beta)
 
 
+def average_squares_(averages: list[Tensor], xs: list[Tensor], beta: Scalar) -> None:
+    """averages = beta * averages + (1 - beta) * xs^2."""
+    if isinstance(beta, Tensor):
+        average_(averages, list(torch._foreach_mul(xs, xs)), beta)
+    else:
+        torch._foreach_mul_(averages, beta)
+        torch._foreach_addcmul_(averages, xs, xs, 1 - beta)
+
+
 def learning_rates(exp_avg_sqs: list[Tensor], steps: list[Scalar], o: Options) -> list[Tensor]:
     """eta of each tensor."""
     c1, c2 = corrections(o.beta1, steps), corrections(o.beta2, steps)
@@ -86,7 +96,7 @@ def step_(x: Tensors, o: Options, *, capturable: bool, stats: Tensor | None = No
         streams = [x.streams[k] for k in members]
         add_one_(steps)
         counts: list[Scalar] = [t if as_tensors else t.item() for t in steps]
-        etas = _update(params, grads, ms, vs, ss, counts, streams, o)
+        etas = _update(params, grads, ms, vs, ss, counts, streams, o, keep_etas=stats is not None)
         if stats is not None:
             for stream, p, eta, s, t in zip(streams, params, etas, ss, steps, strict=True):
                 order = _reference.memory_order(p)
@@ -102,6 +112,8 @@ def _update(
     steps: list[Scalar],
     streams: list[int],
     o: Options,
+    *,
+    keep_etas: bool,
 ) -> list[Tensor]:
     dtype = exp_avgs[0].dtype
     grads = [g.to(dtype) for g in grads]
@@ -110,7 +122,12 @@ def _update(
         grads = list(torch._foreach_neg(grads))
 
     average_(exp_avgs, grads, o.beta1)
-    average_(exp_avg_sqs, list(torch._foreach_mul(grads, grads)), o.beta2)
+    average_squares_(exp_avg_sqs, grads, o.beta2)
+    del grads  # each list of tensors that is no longer alive is a copy of the parameters less
+    decay: Scalar = o.weight_decay * o.lr
+    decays = isinstance(decay, Tensor) or decay != 0
+    if decays and not o.bounded_decay:
+        scale_(masters, [1 - decay] * len(masters))
     etas = learning_rates(exp_avg_sqs, steps, o)
     if o.skip_unseen:
         before = [s.clone() for s in exp_avg_lrs]
@@ -120,16 +137,12 @@ def _update(
     else:
         average_(exp_avg_lrs, etas, o.beta3)
 
-    decay: Scalar = o.weight_decay * o.lr
-    if isinstance(decay, Tensor) or decay != 0:
-        factors: list[Scalar] = [-decay] * len(masters)
-        if o.bounded_decay:
-            shrink = [p * torch.where(s >= e, 1.0, s / e) for p, s, e in zip(masters, exp_avg_lrs, etas, strict=True)]
-        else:
-            shrink = [p.clone() for p in masters]
-        scale_(shrink, factors)
+    if decays and o.bounded_decay:
+        shrink = [p * torch.where(s >= e, 1.0, s / e) for p, s, e in zip(masters, exp_avg_lrs, etas, strict=True)]
+        scale_(shrink, [-decay] * len(masters))
         torch._foreach_add_(masters, shrink)
-    updates = list(torch._foreach_minimum(etas, exp_avg_lrs))
+    updates = [eta.clone() for eta in etas] if keep_etas else etas
+    torch._foreach_minimum_(updates, exp_avg_lrs)
     torch._foreach_mul_(updates, exp_avgs)
     if o.paper:
         scale_(updates, [1 / c for c in corrections(o.beta1, steps)])

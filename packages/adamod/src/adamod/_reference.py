@@ -157,21 +157,19 @@ def add_scaled(x: Tensor, y: Tensor, weight: Scalar) -> Tensor:
     return x + y * weight.to(y.dtype) if isinstance(weight, Tensor) else torch.add(x, y, alpha=weight)
 
 
-def _over(numerator: Scalar, denominator: Tensor) -> Tensor:
-    """An exact division: torch multiplies a Python number by the reciprocal."""
-    if not isinstance(numerator, Tensor):
-        numerator = torch.tensor(numerator, dtype=denominator.dtype)
-    return numerator.to(denominator.dtype) / denominator
+def _exact(x: Scalar, dtype: torch.dtype) -> Tensor:
+    """A number as a tensor, which divides and is divided exactly: torch multiplies by a Python number's reciprocal."""
+    return (x if isinstance(x, Tensor) else torch.tensor(x, dtype=dtype, device="cpu")).to(dtype)
 
 
 def learning_rate(exp_avg_sq: Tensor, t: Scalar, o: Options) -> Tensor:
     """eta, the learning rate of each element before it is bounded."""
+    dtype = exp_avg_sq.dtype
     correction2 = 1 - o.beta2**t
     if o.paper:
-        divisor = correction2 if isinstance(correction2, Tensor) else torch.tensor(correction2, dtype=exp_avg_sq.dtype)
-        return _over(o.lr, (exp_avg_sq / divisor.to(exp_avg_sq.dtype)).sqrt().add(o.eps))
+        return _exact(o.lr, dtype) / (exp_avg_sq / _exact(correction2, dtype)).sqrt().add(o.eps)
     root = correction2.sqrt() if isinstance(correction2, Tensor) else math.sqrt(correction2)
-    return _over(o.lr * root / (1 - o.beta1**t), exp_avg_sq.sqrt().add(o.eps))
+    return _exact(o.lr * root / (1 - o.beta1**t), dtype) / exp_avg_sq.sqrt().add(o.eps)
 
 
 def update(
@@ -196,19 +194,20 @@ def update(
     param, grad, exp_avg, exp_avg_sq, exp_avg_lr = (
         x.permute(order) for x in (param, grad, exp_avg, exp_avg_sq, exp_avg_lr)
     )
+    copy = torch.is_grad_enabled()  # what autograd saves must not be overwritten at the end
     if isinstance(t, Tensor):
-        t = t.to(torch.float64)
+        t = t.to(torch.float64, copy=copy)
     keep1, keep2, keep3 = (_narrow(beta, dtype) for beta in (o.beta1, o.beta2, o.beta3))
 
     def load(state: Tensor, scale: Tensor | None, signed: bool) -> Tensor:
         if state.dtype == torch.uint8 and scale is not None:
             return decode(state.flatten(), scale, signed=signed).view(state.shape)
-        return state.to(dtype)
+        return state.to(dtype, copy=copy)
 
     scale_m, scale_v, scale_s = scales if scales else (None, None, None)
-    p, g = param.to(dtype), grad.to(dtype)
+    p, g = param.to(dtype, copy=copy), grad.to(dtype)
     if grad_scale is not None:
-        g = g / grad_scale.to(dtype)
+        g = g / grad_scale.to(dtype).reshape(())
     if o.maximize:
         g = -g
 
@@ -221,15 +220,13 @@ def update(
     if o.skip_unseen:
         s = torch.where(v != 0, s, s_before)
 
-    if o.bounded_decay:
-        p = add_scaled(p, p * torch.where(s >= eta, 1.0, s / eta), -o.weight_decay * o.lr)
-    elif isinstance(o.weight_decay, Tensor) or o.weight_decay != 0:
-        p = add_scaled(p, p, -o.weight_decay * o.lr)
+    if isinstance(o.weight_decay, Tensor) or o.weight_decay != 0:
+        shrunk = p * torch.where(s >= eta, 1.0, s / eta) if o.bounded_decay else p
+        p = add_scaled(p, shrunk, -o.weight_decay * o.lr)
     u = m
     if o.paper:
         correction1 = 1 - o.beta1**t
-        divisor = correction1 if isinstance(correction1, Tensor) else torch.tensor(correction1, dtype=dtype)
-        u = m / divisor.to(dtype)
+        u = m / _exact(correction1, dtype)
     p = p - torch.minimum(eta, s) * u
 
     draw_v = draw_s = draw_m = None

@@ -80,10 +80,6 @@ def by_key(option: StateDtype) -> dict[str, Any]:
     return dict.fromkeys(KEYS, option)
 
 
-def asks_for_int8(group: Mapping[str, Any]) -> bool:
-    return "int8" in by_key(group["state_dtype"]).values()
-
-
 def check_dtype_option(group: Mapping[str, Any]) -> None:
     option = group["state_dtype"]
     names = [str(value) if value is None or isinstance(value, torch.dtype) else repr(value) for value in ALLOWED]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -108,6 +109,22 @@ class DiffMod(Optimizer):
                 if of_p and not isinstance(of_p["step"], Tensor):
                     of_p["step"] = torch.tensor(float(of_p["step"]), dtype=_get_scalar_dtype())
 
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint as torch's optimizers do, but leave the states of 16-bit parameters in float32."""
+        read: dict[str, Any] = {}
+        hook = self.register_load_state_dict_pre_hook(lambda _, given: read.update(given))  # behind all other hooks
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+        saved_ids = chain.from_iterable(group["params"] for group in read["param_groups"])
+        for k, p in zip(saved_ids, chain.from_iterable(group["params"] for group in self.param_groups), strict=True):
+            if p.dtype in (torch.bfloat16, torch.float16):
+                for key in _KEYS:
+                    if key in self.state.get(p, ()):
+                        self.state[p][key] = read["state"][k][key].to(p.device, torch.float32, copy=True)
+
     @overload
     def step(self, closure: None = None) -> None: ...
 
@@ -196,15 +213,18 @@ def _update_each(x: Tensors, previous_grads: list[Tensor], o: Options, group: di
             g = -g
         step = x.steps[k]
         step += 1
-        t: Scalar = step if group["differentiable"] or torch.compiler.is_compiling() else step.item()
-        m = add_scaled(exp_avg * o.beta1, g, 1 - o.beta1)
-        v = add_scaled(x.exp_avg_sqs[k] * o.beta2, g * g, 1 - o.beta2)
-        eta = _reference.learning_rate(v, t, o)
-        s = add_scaled(x.exp_avg_lrs[k] * o.beta3, eta, 1 - o.beta3)
-        bound = (eta + s) / 2 if group["average_step"] else torch.minimum(eta, s)
-        p = add_scaled(param.to(m.dtype), param.to(m.dtype), -o.weight_decay * o.lr)
-        p = p - bound * m * _friction(previous_grad - g, group["version"])
+        as_tensor = group["differentiable"] or torch.compiler.is_compiling()
+        t: Scalar = step.to(torch.float64, copy=True) if as_tensor else step.item()
         targets = (param, exp_avg, x.exp_avg_sqs[k], x.exp_avg_lrs[k], previous_grad)
+        # What autograd saves must not be overwritten at the end.
+        p, m, v, s, before = (y.to(exp_avg.dtype, copy=torch.is_grad_enabled()) for y in targets)
+        m = add_scaled(m * o.beta1, g, 1 - o.beta1)
+        v = add_scaled(v * o.beta2, g * g, 1 - o.beta2)
+        eta = _reference.learning_rate(v, t, o)
+        s = add_scaled(s * o.beta3, eta, 1 - o.beta3)
+        bound = (eta + s) / 2 if group["average_step"] else torch.minimum(eta, s)
+        p = add_scaled(p, p, -o.weight_decay * o.lr)
+        p = p - bound * m * _friction(before - g, group["version"])
         for target, value in zip(targets, (p, m, v, s, g), strict=True):
             target.copy_(value)
 
@@ -221,7 +241,7 @@ def _update_lists(x: Tensors, previous_grads: list[Tensor], o: Options, group: d
         _foreach.add_one_(steps)
         counts: list[Scalar] = [t if torch.compiler.is_compiling() else t.item() for t in steps]
         _foreach.average_(m, g, o.beta1)
-        _foreach.average_(v, list(torch._foreach_mul(g, g)), o.beta2)
+        _foreach.average_squares_(v, g, o.beta2)
         bounds = _foreach.learning_rates(v, counts, o)
         _foreach.average_(s, bounds, o.beta3)
         if group["average_step"]:

@@ -14,7 +14,6 @@ from ._reference import Options, Tensors
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ._reference import Scalar
 
 __all__ = ["adamod"]
 
@@ -46,14 +45,6 @@ def choose(
         _, foreach = _default_to_fused_or_foreach(list(params), differentiable, use_fused=False)
         foreach = foreach and not tensor_lr
     return "foreach" if foreach else "loop"
-
-
-def hyper_tensor(values: Sequence[Scalar], device: torch.device) -> Tensor:
-    """The operator's `hyper`: on the device if one of the values lives there, else on CPU."""
-    if any(isinstance(x, Tensor) and x.device.type != "cpu" for x in values):
-        columns = [torch.as_tensor(x, dtype=torch.float64, device=device).reshape(()) for x in values]
-        return torch.stack(columns)
-    return torch.tensor([float(x) for x in values], dtype=torch.float64)
 
 
 def real(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -158,6 +149,9 @@ def adamod(
         if not params:
             return
         device = params[0].device
+        numbers = [lr, beta1, beta2, beta3, eps, weight_decay]
+        host = next((x.device for x in numbers if isinstance(x, Tensor) and x.device.type != "cpu"), "cpu")
+        hyper = torch.stack([torch.as_tensor(x, dtype=torch.float64, device=host).reshape(()) for x in numbers])
         steps = torch.stack([step.reshape(()).to(device, torch.float32) for step in state_steps])
         _ops.step_(
             p,
@@ -168,7 +162,7 @@ def adamod(
             scales,
             steps,
             streams,
-            hyper_tensor((lr, beta1, beta2, beta3, eps, weight_decay), device),
+            hyper,
             paper=paper,
             bounded_decay=bounded_decay,
             skip_unseen=skip_unseen,

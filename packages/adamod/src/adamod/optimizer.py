@@ -38,7 +38,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-_IS_SPARSE = operator.attrgetter("is_sparse")
+_LAYOUT = operator.attrgetter("layout")
 
 
 def _same(xs: list[Any], ys: list[Any]) -> bool:
@@ -65,6 +65,7 @@ class _Plan:
     params: list[Tensor]
     path: str
     parts: list[_Part]
+    unserved: bool  # by the operator, although it was asked for
     has_complex: bool
     sharded: bool
     quantised: bool
@@ -190,7 +191,9 @@ class AdaMod(Optimizer):
         except BaseException:
             self.param_groups.pop()
             raise
+        counts = self._counts  # the new parameters come behind those that are counted
         self._forget()
+        self._counts = counts
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -210,22 +213,29 @@ class AdaMod(Optimizer):
         self._steps: dict[torch.device, tuple[Tensor, list[Tensor]]] = {}
         if not hasattr(self, "_counting"):
             self._counting = False
+            self._hypers: dict[tuple[int, torch.device], tuple[Tensor, list[float | None]]] = {}
         self._counts: dict[torch.device, Tensor] = {}
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        return all(self._plan(group).path == "fused" for group in self.param_groups)
+        return all(plan.path == "fused" for _, plan in self._planned())
 
-    def _plan(self, group: dict[str, Any]) -> _Plan:
-        params = group["params"]
-        key = (group["fused"], group["foreach"], group["differentiable"], isinstance(group["lr"], Tensor))
-        plan = self._plans.get(id(group))
-        if plan is not None and plan.key == key and _same(plan.params, params):
-            return plan
-        plan = self._plans[id(group)] = self._new_plan(group, key)
-        return plan
+    def _planned(self) -> list[tuple[dict[str, Any], _Plan]]:
+        """Every group with its plan, which is made anew where the group or its place has changed."""
+        planned, first = [], 0
+        for group in self.param_groups:
+            params = group["params"]
+            key = (first, group["fused"], group["foreach"], group["differentiable"], isinstance(group["lr"], Tensor))
+            plan = self._plans.get(id(group))
+            if plan is None or plan.key != key or not _same(plan.params, params):
+                plan = self._plans[id(group)] = self._new_plan(group, first, key)
+                self._steps.clear()  # places may have changed
+            planned.append((group, plan))
+            first += len(params)
+        return planned
 
-    def _new_plan(self, group: dict[str, Any], key: tuple[Any, ...]) -> _Plan:
+    def _new_plan(self, group: dict[str, Any], first: int, key: tuple[Any, ...]) -> _Plan:
+        _state.check_dtype_option(group)
         params = group["params"]
         locals_ = [_state.local(p) for p in params]
         path = functional.choose(
@@ -239,11 +249,6 @@ class AdaMod(Optimizer):
             path = "loop"  # the operator would step what stands twice in the list on two threads at once
         if path == "foreach" and not group["foreach"] and _state.is_low(group, params):
             path = "loop"
-        first = 0
-        for other in self.param_groups:
-            if other is group:
-                break
-            first += len(other["params"])
         parts: dict[tuple[torch.device, int], _Part] = {}
         for place, (p, local) in enumerate(zip(params, locals_, strict=True), first):
             kind = (local.device, _state.shard_coordinate(p))
@@ -256,9 +261,10 @@ class AdaMod(Optimizer):
             params=list(params),
             path=path,
             parts=list(parts.values()),
+            unserved=path == "fused" and not all(map(functional.serves, locals_)),
             has_complex=any(p.is_complex() for p in params),
             sharded=any(map(_state.sharding, params)),
-            quantised=_state.asks_for_int8(group),
+            quantised=any(key + "_scale" in self.state.get(p, ()) for p in params for key in _state.KEYS),
         )
 
     # --- the step -------------------------------------------------------------------------------------------------
@@ -305,8 +311,7 @@ class AdaMod(Optimizer):
         if not _same(self._known_states, states):
             self._plans.clear()
             self._known_states = states
-        pairs = [(group, self._plan(group)) for group in self.param_groups]
-        return [self._gather(group, plan, part) for group, plan in pairs for part in plan.parts]
+        return [self._gather(group, plan, part) for group, plan in self._planned() for part in plan.parts]
 
     def _gather(self, group: dict[str, Any], plan: _Plan, part: _Part) -> _Batch:
         params, states, places = part.params, part.states, part.places
@@ -314,8 +319,14 @@ class AdaMod(Optimizer):
         if type(None) in set(map(type, grads)):
             alive = [k for k, grad in enumerate(grads) if grad is not None]
             params, states, places, grads = ([xs[k] for k in alive] for xs in (params, states, places, grads))  # type: ignore[assignment]
-        if any(map(_IS_SPARSE, grads)):
+        if not {torch.strided}.issuperset(map(_LAYOUT, grads)):
             raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+        for p in params if plan.unserved else ():
+            if not functional.serves(_state.local(p)):
+                raise RuntimeError(
+                    "`fused=True` requires all the params to be floating point Tensors of supported devices: "
+                    f"{sorted(_ops.KERNELS)} but {p.dtype} and {p.device.type}"
+                )
         if not all(states):
             return _Batch(group, plan, part, fresh=[p for p, state in zip(params, states, strict=True) if not state])
         x = Tensors(
@@ -327,19 +338,23 @@ class AdaMod(Optimizer):
             steps=[state["step"] for state in states],
             streams=places,
         )
+        if group["differentiable"] and any(step.requires_grad for step in x.steps):
+            raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
         if plan.path == "fused":
             views = self._packed_steps(part.device)[1]
             views = [views[place] for place in places]
             if not _same(x.steps, views):  # new, loaded or foreign steps: take their values
                 for state, view in zip(states, views, strict=True):
-                    view.copy_(torch.as_tensor(state["step"]).reshape(()))
-                    state["step"] = view
+                    step = state["step"]
+                    state["step"] = view.copy_(step.reshape(())) if isinstance(step, Tensor) else view.fill_(step)
         if plan.quantised:
             empty = torch.empty(0, dtype=torch.int16, device=part.device)
             keys = [key + "_scale" for key in _state.KEYS]
             x.scales = [_state.local(state.get(key, empty)) for state in states for key in keys]
         if plan.sharded:
             x.grads = [_state.local_gradient(p, g) for p, g in zip(x.params, x.grads, strict=True)]
+        if plan.has_complex:
+            x.grads = [g.resolve_conj() for g in x.grads]
         for convert, wanted in ((_state.locals_, plan.sharded), (functional.real, plan.has_complex)):
             if wanted:
                 x.params, x.grads, x.exp_avgs, x.exp_avg_sqs, x.exp_avg_lrs = (
@@ -348,14 +363,6 @@ class AdaMod(Optimizer):
         return _Batch(group, plan, part, tensors=x)
 
     def _init_states(self, batches: list[_Batch]) -> None:
-        for batch in batches:
-            if batch.plan.path == "fused":
-                for p in batch.fresh:
-                    if not functional.serves(_state.local(p)):
-                        raise RuntimeError(
-                            "`fused=True` requires all the params to be floating point Tensors of supported devices: "
-                            f"{sorted(_ops.KERNELS)} but {p.dtype} and {p.device.type}"
-                        )
         for batch in batches:
             group = batch.group
             for p in batch.fresh:
@@ -373,7 +380,7 @@ class AdaMod(Optimizer):
         total = sum(len(group["params"]) for group in self.param_groups)
         packed = self._steps.get(device)
         if packed is None or len(packed[1]) != total:
-            vector = torch.zeros(total, device=device)
+            vector = torch.zeros(total, dtype=torch.float32, device=device)
             packed = self._steps[device] = (vector, list(vector.unbind()))
         return packed
 
@@ -381,17 +388,36 @@ class AdaMod(Optimizer):
         if not self._counting:
             return None
         counts = self._counts.get(device)
-        if counts is None:
-            total = sum(len(group["params"]) for group in self.param_groups)
-            counts = self._counts[device] = torch.zeros(total, 130, dtype=torch.int64, device=device)
+        total = sum(len(group["params"]) for group in self.param_groups)
+        if counts is None or len(counts) < total:
+            longer = torch.zeros(total, 130, dtype=torch.int64, device=device)
+            if counts is not None:
+                longer[: len(counts)] = counts
+            counts = self._counts[device] = longer
         return counts
+
+    def _hyper(self, group: dict[str, Any], device: torch.device) -> Tensor:
+        """The operator's `hyper`. With tensors on the device it is one buffer for ever, which a CUDA graph may hold."""
+        numbers = (group["lr"], *group["betas"], group["beta3"], group["eps"], group["weight_decay"])
+        if not any(isinstance(x, Tensor) and x.device.type != "cpu" for x in numbers):
+            return torch.tensor([float(x) for x in numbers], dtype=torch.float64, device="cpu")
+        key = (id(group), device)
+        if key not in self._hypers:
+            self._hypers[key] = (torch.empty(6, dtype=torch.float64, device=device), [None] * 6)
+        buffer, floats = self._hypers[key]
+        for i, x in enumerate(numbers):
+            if isinstance(x, Tensor):
+                buffer[i].copy_(x.reshape(()), non_blocking=True)
+            elif floats[i] != x:
+                buffer[i].fill_(x)
+                floats[i] = x
+        return buffer
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _run_operator(self, batch: _Batch) -> None:
         group, device = batch.group, batch.part.device
         seed = group["seed"]
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        numbers = (group["lr"], *group["betas"], group["beta3"], group["eps"], group["weight_decay"])
         x = batch.tensors
         _ops.step_(
             x.params,
@@ -402,7 +428,7 @@ class AdaMod(Optimizer):
             x.scales,
             self._packed_steps(device)[0],
             x.streams,
-            functional.hyper_tensor(numbers, device),
+            self._hyper(group, device),
             paper=group["variant"] == "paper",
             bounded_decay=group["bounded_decay"],
             skip_unseen=group["skip_unseen"],
@@ -417,8 +443,6 @@ class AdaMod(Optimizer):
         group = batch.group
         seed = group["seed"]
         differentiable = group["differentiable"]
-        if differentiable and any(step.requires_grad for step in batch.tensors.steps):
-            raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
         options = Options(
             lr=group["lr"],
             beta1=group["betas"][0],

@@ -82,15 +82,22 @@ def _histogram(axis: Axes, stats: Stats, eta: Tensor, s: Tensor, edges: Tensor, 
 
 
 def _heat_maps(figure: Figure, steps: list[int], eta: Tensor, s: Tensor, edges: Tensor, low: int, high: int) -> None:
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import FixedLocator, MaxNLocator
+
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
     middles = [(a + b) / 2 for a, b in pairwise(steps)]
     first = steps[0] - (middles[0] - steps[0] if middles else 0.5)
     last = steps[-1] + (steps[-1] - middles[-1] if middles else 0.5)
-    for axis, counts, title in ((axes[0], eta, "η, before the bound"), (axes[1], s, "s, the bound")):
-        share = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    shares = [counts / counts.sum(1, keepdim=True).clamp(min=1) for counts in (eta, s)]
+    least = min(float(share[share > 0].min()) for share in shares)
+    norm = LogNorm(min(least, 0.1), 1)  # the few extreme learning rates are the subject
+    for axis, share, title in zip(axes, shares, ("η, before the bound", "s, the bound"), strict=True):
+        cells = share[:, low:high].where(share[:, low:high] > 0, torch.nan).T.tolist()
         mesh = axis.pcolormesh(
-            [first, *middles, last], edges[low : high + 1].tolist(), share[:, low:high].T.tolist(), cmap="magma", vmin=0
+            [first, *middles, last], edges[low : high + 1].tolist(), cells, cmap="viridis", norm=norm
         )
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True) if middles else FixedLocator(steps))
         _label(axis, "y")
         axis.set(xlabel="step", title=title)
     axes[0].set_ylabel("learning rate of an element")

@@ -46,7 +46,7 @@ class BoundStats:
 def summarise(optimizer: AdaMod, counts: dict[torch.device, Tensor]) -> dict[Tensor, BoundStats]:
     """Counts by device and place as one `BoundStats` for each parameter that was counted."""
     rows = {device: table.cpu() for device, table in counts.items()}
-    edges = 2.0 ** torch.arange(FIRST_EXPONENT, FIRST_EXPONENT + BINS + 1, dtype=torch.float64)
+    edges = 2.0 ** torch.arange(FIRST_EXPONENT, FIRST_EXPONENT + BINS + 1, dtype=torch.float64, device="cpu")
     result = {}
     place = 0
     for group in optimizer.param_groups:
@@ -54,7 +54,7 @@ def summarise(optimizer: AdaMod, counts: dict[torch.device, Tensor]) -> dict[Ten
         for name, p in zip(names, group["params"], strict=True):
             local = _state.local(p)
             table = rows.get(local.device)
-            elements = int(table[place, 0]) if table is not None else 0
+            elements = int(table[place, 0]) if table is not None and place < len(table) else 0
             if table is not None and elements:
                 eta, s = table[place, 2 : 2 + BINS].clone(), table[place, 2 + BINS :].clone()
                 result[p] = BoundStats(
