@@ -23,12 +23,16 @@ def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return result
 
 
-def public(module: ModuleType) -> dict[str, object]:
-    """The public names of a package, and of its classes the methods that they define."""
-    names = {name: getattr(module, name) for name in module.__all__}
-    for name, value in list(names.items()):
+def public(module: ModuleType, prefix: str = "") -> dict[str, object]:
+    """The public names of a module: those of its public modules and the methods of its classes included."""
+    names = {}
+    for name in module.__all__:
+        value = getattr(module, name)
+        names[prefix + name] = value
+        if inspect.ismodule(value):
+            names |= public(value, f"{prefix}{name}.")
         if inspect.isclass(value):
-            names |= {f"{name}.{key}": getattr(value, key) for key in vars(value) if not key.startswith("_")}
+            names |= {f"{prefix}{name}.{key}": getattr(value, key) for key in vars(value) if not key.startswith("_")}
     return {name: value for name, value in names.items() if callable(value) or inspect.ismodule(value)}
 
 
@@ -46,20 +50,18 @@ def test_every_public_name_is_documented(package: Package) -> None:
 
 
 def test_examples_in_docstrings_run(package: Package) -> None:
-    module = importlib.import_module(package.module)
     runner = doctest.DocTestRunner()
-    for name in module.__all__:
-        for test in doctest.DocTestFinder().find(getattr(module, name), name, globs=dict(vars(module))):
+    for name, value in public(importlib.import_module(package.module)).items():
+        for test in doctest.DocTestFinder(recurse=False).find(value, name):
             runner.run(test)
-    assert runner.summarize(verbose=False).failed == 0
+    assert runner.tries
+    assert not runner.failures
 
 
 def test_the_import_costs_less_than_50_ms_beyond_that_of_torch(package: Package, tmp_path: Path) -> None:
-    def milliseconds() -> float:
-        report = python(tmp_path, "-X", "importtime", "-c", f"import torch, {package.module}").stderr
-        return int(re.search(rf"\| +(\d+) \| {package.module}$", report, re.MULTILINE)[1]) / 1000
-
-    assert min(milliseconds() for _ in range(3)) < 50
+    """In CPU time, which a busy machine disturbs least; `python -X importtime` shows where it goes."""
+    clock = "import torch, time; start = time.process_time(); import {}; print(time.process_time() - start)"
+    assert min(float(python(tmp_path, "-c", clock.format(package.module)).stdout) for _ in range(5)) < 0.05
 
 
 def test_python_m_tells_the_version_and_which_kernels_serve(package: Package, tmp_path: Path) -> None:

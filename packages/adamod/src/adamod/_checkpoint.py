@@ -20,6 +20,28 @@ _FOREIGN = ("step", "weight_decouple", "fixed_decay", "adam_debias")  # group op
 _UNSUPPORTED = {"weight_decouple": False, "fixed_decay": True, "adam_debias": True}
 
 
+def portable(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A state dict in types that `torch.distributed.checkpoint` gathers: names of dtypes, sharded scales as bytes."""
+
+    def named(option: Any) -> Any:
+        if isinstance(option, dict):
+            return {key: named(value) for key, value in option.items()}
+        return str(option).removeprefix("torch.") if isinstance(option, torch.dtype) else option
+
+    def bytewise(state: Any) -> Any:
+        if not isinstance(state, dict):
+            return state
+        return {
+            key: _state.to_bytes(x) if _state.sharding(x) and x.dtype == torch.int16 else x for key, x in state.items()
+        }
+
+    return {
+        **state_dict,
+        "state": {key: bytewise(state) for key, state in state_dict["state"].items()},
+        "param_groups": [{**group, "state_dtype": named(group["state_dtype"])} for group in state_dict["param_groups"]],
+    }
+
+
 def convert(optimizer: AdaMod, state_dict: dict[str, Any]) -> tuple[dict[Any, Any], list[dict[str, Any]]]:
     """The states, by parameter, and the groups that `optimizer` takes from a checkpoint; neither is changed."""
     groups = optimizer.param_groups
@@ -113,9 +135,9 @@ def _check_shape(p: Tensor, name: str, key: str, saved: dict[str, Any]) -> None:
         return
     scale = saved.get(key + "_scale")
     blocks = -(-_state.local(x).numel() // BLOCK)
-    scales = _state.local(scale).numel() if isinstance(scale, Tensor) else 0
+    scales = _state.local(scale).nbytes / 2 if isinstance(scale, Tensor) and scale.ndim == 1 else 0
     if scales != blocks:
         raise ValueError(
-            f"{name}: the 8-bit {key} in the checkpoint needs {blocks} scales, one per {BLOCK} elements of this "
-            f"shard, got {scales}; gather the checkpoint with full_state_dict=True before it is loaded on other shards"
+            f"{name}: the 8-bit {key} in the checkpoint needs {blocks} scales, one per {BLOCK} elements of this shard, "
+            f"got {scales:g}; gather the checkpoint with full_state_dict=True before it is loaded on other shards"
         )

@@ -201,7 +201,7 @@ def update(
 
     def load(state: Tensor, scale: Tensor | None, signed: bool) -> Tensor:
         if state.dtype == torch.uint8 and scale is not None:
-            return decode(state.flatten(), scale, signed=signed).view(state.shape)
+            return decode(state.flatten(), scale, signed=signed).view(state.shape).to(dtype)
         return state.to(dtype, copy=copy)
 
     scale_m, scale_v, scale_s = scales if scales else (None, None, None)

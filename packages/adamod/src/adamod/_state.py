@@ -42,15 +42,14 @@ def locals_(xs: list[Tensor]) -> list[Tensor]:
     return [local(x) for x in xs]
 
 
-def shard(x: Tensor, template: Tensor) -> Tensor:
-    """A local tensor as this process's shard of a tensor that is sharded, and unless it has one dimension shaped, as
-    `template` is."""
+def shard(x: Tensor, template: Tensor, *, shaped: bool = True) -> Tensor:
+    """A local tensor as this process's shard of one that is sharded, and if `shaped` also shaped, as `template` is."""
     where = sharding(template)
     if where is None:
         return x
     from torch.distributed.tensor import DTensor
 
-    whole = {"shape": template.shape, "stride": template.stride()} if x.ndim == template.ndim else {}
+    whole = {"shape": template.shape, "stride": template.stride()} if shaped else {}
     return DTensor.from_local(x, *where, run_check=False, **whole)  # type: ignore[arg-type]
 
 
@@ -165,7 +164,7 @@ def empty(p: Tensor, dtype: torch.dtype | str) -> dict[str, Tensor]:
     codes = torch.empty_like(p, dtype=torch.uint8, requires_grad=False)
     blocks = -(-local(p).numel() // BLOCK)
     scale = torch.empty(blocks, dtype=torch.int16, device=local(p).device)
-    return {"": codes, "_scale": shard(scale, p)}
+    return {"": codes, "_scale": shard(scale, p, shaped=False)}
 
 
 def zeros(p: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -177,6 +176,16 @@ def zeros(p: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
     return states
 
 
+def to_bytes(scale: Tensor) -> Tensor:
+    """A scale as uint8, two for each block: no process group gathers int16."""
+    return shard(local(scale).view(torch.uint8), scale, shaped=False)
+
+
+def from_bytes(scale: Tensor) -> Tensor:
+    """A local scale as int16 again."""
+    return scale if scale.dtype == torch.int16 else scale.clone().view(torch.int16)
+
+
 def values(state: Mapping[str, Any], key: str) -> Tensor:
     """A state as floating numbers, decoded if it is 8-bit."""
     x = state[key]
@@ -185,7 +194,8 @@ def values(state: Mapping[str, Any], key: str) -> Tensor:
     codes = local(x)
     order = memory_order(codes)
     ordered = codes.permute(order)
-    flat = decode(ordered.flatten(), local(state[key + "_scale"]), signed=key == "exp_avg").view(ordered.shape)
+    scale = from_bytes(local(state[key + "_scale"]))
+    flat = decode(ordered.flatten(), scale, signed=key == "exp_avg").view(ordered.shape)
     inverse = sorted(range(len(order)), key=order.__getitem__)
     return shard(flat.permute(inverse), x)
 
@@ -208,8 +218,8 @@ def converted(p: Tensor, group: Mapping[str, Any], state: Mapping[str, Any], key
         source = torch.view_as_complex(source.to(torch.float32).contiguous())
     if source.dtype == torch.uint8 or dtype != "int8":
         for suffix, x in target.items():
-            loaded = source if suffix == "" else state[key + suffix]
-            local(x).copy_(local(_placed(loaded, x)))
+            loaded = local(_placed(source if suffix == "" else state[key + suffix], x))
+            local(x).copy_(from_bytes(loaded) if suffix else loaded)
         return {key + suffix: x for suffix, x in target.items()}
     x = local(_placed(source, into)).to(device, torch.float32)
     order = memory_order(local(into))

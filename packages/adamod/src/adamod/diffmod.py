@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo  # torch.compiler.disable imports the compiler at once
 from torch.optim.optimizer import Optimizer, _get_scalar_dtype, _use_grad_for_differentiable
 
 from . import _foreach, _reference, _state, functional
@@ -154,7 +155,7 @@ class DiffMod(Optimizer):
             update(x, previous, _options(group), group)
         return loss
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_disable_dynamo
     def _collect(self) -> list[tuple[dict[str, Any], list[Tensor]]]:
         batches = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
         for _, params in batches:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.optim.optimizer import _default_to_fused_or_foreach
 
 from . import _foreach, _ops, _reference
@@ -142,6 +143,7 @@ def adamod(
     path = choose(params, fused=fused, foreach=foreach, differentiable=differentiable, tensor_lr=isinstance(lr, Tensor))
     if path == "foreach" and low:
         path = "loop"
+    grads = [g.resolve_conj() if g.is_complex() else g for g in grads]
     p, g, m, v, s = (real(x) for x in (params, grads, exp_avgs, exp_avg_sqs, exp_avg_lrs))
     streams = list(range(len(params)))
     paper = variant == "paper"
@@ -172,9 +174,11 @@ def adamod(
             found_inf=found_inf,
         )
         torch._foreach_copy_(state_steps, list(steps.unbind()))
+        increment_version(params)  # so that a backward pass through what was overwritten fails
         return
     if grad_scale is not None or found_inf is not None:
         raise RuntimeError("grad_scale and found_inf need the operator: pass fused=True")
+    seed = None if differentiable else seed
     options = Options(lr, beta1, beta2, beta3, eps, weight_decay, paper, bounded_decay, skip_unseen, maximize, seed)
     tensors = Tensors(p, g, m, v, s, scales, state_steps, streams)
     if path == "foreach":

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo  # torch.compiler.disable imports the compiler at once
+from torch.autograd.graph import increment_version
 from torch.optim.optimizer import Optimizer, _get_scalar_dtype, _use_grad_for_differentiable
 
 from . import _checkpoint, _foreach, _ops, _state, functional
@@ -78,6 +80,7 @@ class _Batch:
     group: dict[str, Any]
     plan: _Plan
     part: _Part
+    params: list[Tensor]
     fresh: list[Tensor] = field(default_factory=list)  # parameters that have no state yet
     tensors: Tensors = field(default_factory=Tensors)
 
@@ -132,6 +135,13 @@ class AdaMod(Optimizer):
     Reference: J. Ding, X. Ren, R. Luo, X. Sun, An Adaptive and Momental Bound Method for Stochastic Learning,
     https://arxiv.org/abs/1910.12249
     """
+
+    _plans: dict[int, _Plan]  # by the id of the group
+    _known_states: list[dict[str, Any]]  # those that the plans were made with
+    _steps: dict[torch.device, tuple[Tensor, list[Tensor]]]
+    _counting: bool
+    _counts: dict[torch.device, Tensor]
+    _hypers: dict[tuple[int, torch.device], tuple[Tensor, list[float | None]]]
 
     def __init__(
         self,
@@ -208,13 +218,13 @@ class AdaMod(Optimizer):
 
     def _forget(self) -> None:
         """Drop what was derived from groups and states."""
-        self._plans: dict[int, _Plan] = {}
-        self._known_states: list[dict[str, Any]] = []
-        self._steps: dict[torch.device, tuple[Tensor, list[Tensor]]] = {}
+        self._plans = {}
+        self._known_states = []
+        self._steps = {}
+        self._counts = {}
         if not hasattr(self, "_counting"):
             self._counting = False
-            self._hypers: dict[tuple[int, torch.device], tuple[Tensor, list[float | None]]] = {}
-        self._counts: dict[torch.device, Tensor] = {}
+            self._hypers = {}
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -227,7 +237,7 @@ class AdaMod(Optimizer):
             params = group["params"]
             key = (first, group["fused"], group["foreach"], group["differentiable"], isinstance(group["lr"], Tensor))
             plan = self._plans.get(id(group))
-            if plan is None or plan.key != key or not _same(plan.params, params):
+            if plan is None or plan.unserved or plan.key != key or not _same(plan.params, params):
                 plan = self._plans[id(group)] = self._new_plan(group, first, key)
                 self._steps.clear()  # places may have changed
             planned.append((group, plan))
@@ -297,7 +307,7 @@ class AdaMod(Optimizer):
                 self._run_reference(batch)
         return loss
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_disable_dynamo
     def _collect(self) -> list[_Batch]:
         """All that the step will touch. Every check is made before the first state is created."""
         batches = self._gather_all()
@@ -328,7 +338,8 @@ class AdaMod(Optimizer):
                     f"{sorted(_ops.KERNELS)} but {p.dtype} and {p.device.type}"
                 )
         if not all(states):
-            return _Batch(group, plan, part, fresh=[p for p, state in zip(params, states, strict=True) if not state])
+            fresh = [p for p, state in zip(params, states, strict=True) if not state]
+            return _Batch(group, plan, part, params, fresh=fresh)
         x = Tensors(
             params,
             grads,  # type: ignore[arg-type]
@@ -360,7 +371,7 @@ class AdaMod(Optimizer):
                 x.params, x.grads, x.exp_avgs, x.exp_avg_sqs, x.exp_avg_lrs = (
                     convert(column) for column in (x.params, x.grads, x.exp_avgs, x.exp_avg_sqs, x.exp_avg_lrs)
                 )
-        return _Batch(group, plan, part, tensors=x)
+        return _Batch(group, plan, part, params, tensors=x)
 
     def _init_states(self, batches: list[_Batch]) -> None:
         for batch in batches:
@@ -413,7 +424,7 @@ class AdaMod(Optimizer):
                 floats[i] = x
         return buffer
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_disable_dynamo
     def _run_operator(self, batch: _Batch) -> None:
         group, device = batch.group, batch.part.device
         seed = group["seed"]
@@ -438,6 +449,7 @@ class AdaMod(Optimizer):
             found_inf=None if found_inf is None else found_inf.to(device, non_blocking=True),
             stats=self._counts_on(device),
         )
+        increment_version(batch.params)  # so that a backward pass through what was overwritten fails
 
     def _run_reference(self, batch: _Batch) -> None:
         group = batch.group
@@ -487,6 +499,11 @@ class AdaMod(Optimizer):
         return summarise(self, counts) if counting or collect is None else {}
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states and options as of torch's optimizers, in types that :mod:`torch.distributed.checkpoint` can
+        gather: `state_dtype` by its name, and the scales of sharded 8-bit states as pairs of bytes."""
+        return _checkpoint.portable(super().state_dict())
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
