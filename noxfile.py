@@ -165,7 +165,7 @@ def release(session: nox.Session) -> None:
     name, _, version = session.posargs[0].rpartition("-v")
     if name not in PACKAGES or version != metadata(name)["project"]["version"]:
         session.error(f"the tag {session.posargs[0]} is not <package>-v<version> of a package as it stands")
-    session.install("cibuildwheel==4.3.5", "pytest")
+    session.install("cibuildwheel==4.3.3", "pytest")
     torch = "pip install --no-deps --target /torch --index-url https://download.pytorch.org/whl/cpu torch==2.10.*"
     options = {
         "CIBW_BUILD": f"cp311-manylinux_{platform.machine()}",  # any one Python: the wheel is py3-none

@@ -21,7 +21,7 @@ _UNSUPPORTED = {"weight_decouple": False, "fixed_decay": True, "adam_debias": Tr
 
 
 def portable(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """A state dict in types that `torch.distributed.checkpoint` gathers: names of dtypes, sharded scales as bytes."""
+    """A state dict in types that `torch.distributed.checkpoint` moves: dtypes by their names, scales as bytes."""
 
     def named(option: Any) -> Any:
         if isinstance(option, dict):
@@ -32,7 +32,8 @@ def portable(state_dict: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(state, dict):
             return state
         return {
-            key: _state.to_bytes(x) if _state.sharding(x) and x.dtype == torch.int16 else x for key, x in state.items()
+            key: _state.to_bytes(x) if isinstance(x, Tensor) and x.dtype == torch.int16 else x
+            for key, x in state.items()
         }
 
     return {
@@ -88,6 +89,7 @@ def _adopt_group(group: dict[str, Any], saved: dict[str, Any]) -> Any:
     if len(saved.get("betas", ())) == 3:
         *betas, saved["beta3"] = saved["betas"]
         saved["betas"] = tuple(betas)
+        saved.pop("foreach", None)  # that is how `pytorch_optimizer` steps, not what
     for option, value in group.items():
         saved.setdefault(option, value)
     saved["state_dtype"] = group["state_dtype"]

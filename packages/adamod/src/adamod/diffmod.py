@@ -254,7 +254,7 @@ def _update_lists(x: Tensors, previous_grads: list[Tensor], o: Options, group: d
         torch._foreach_mul_(bounds, [_friction(a - b, group["version"]) for a, b in zip(previous, g, strict=True)])
         torch._foreach_copy_(previous, g)
         masters = [x.to(y.dtype) for x, y in zip(p, m, strict=True)]
-        _foreach.scale_(masters, [1 - o.lr * o.weight_decay] * len(masters))
+        _foreach.decay_(masters, o.weight_decay * o.lr)
         torch._foreach_sub_(masters, bounds)
         if masters[0] is not p[0]:
             torch._foreach_copy_(p, masters)

@@ -502,7 +502,7 @@ class AdaMod(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The states and options as of torch's optimizers, in types that :mod:`torch.distributed.checkpoint` can
-        gather: `state_dtype` by its name, and the scales of sharded 8-bit states as pairs of bytes."""
+        gather: `state_dtype` by its name, and the scales of 8-bit states as pairs of bytes."""
         return _checkpoint.portable(super().state_dict())
 
     @torch.no_grad()
