@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +23,8 @@ from adamod import AdaMod, DiffMod
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
 WORLD = 2
 STATES = ("exp_avg", "exp_avg_sq", "exp_avg_lr")
@@ -389,7 +392,7 @@ def main(folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
     address = f"file://{folder / 'rendezvous'}"
     torch.distributed.init_process_group(
-        "gloo", init_method=address, rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
+        "gloo", init_method=address, rank=rank, world_size=WORLD, timeout=timedelta(seconds=150)
     )
     for name, function in SCENARIOS.items():
         try:
@@ -400,16 +403,7 @@ def main(folder: Path, rank: int) -> None:
     torch.distributed.destroy_process_group()
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
-    sys.exit()
-
-
 # --- in pytest ------------------------------------------------------------------------------------------------------
-
-import pytest  # noqa: E402
-
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
 
 @pytest.fixture(scope="module")
@@ -580,3 +574,7 @@ def test_a_gradient_that_is_not_finite_on_one_process_stops_both(results: Any):
 def test_shards_count_their_own_elements(results: Any):
     for result in results("counts_of_shards"):
         assert result["counted"] == result["expected"]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

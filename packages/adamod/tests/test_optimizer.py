@@ -1076,6 +1076,27 @@ def test_parameters_of_equal_value_draw_different_numbers():
     assert both == pytest.approx(moved[0].float().mean().item() * moved[1].float().mean().item(), abs=0.03)
 
 
+@EVERY_PATH
+def test_every_path_draws_the_same_numbers(path: str):
+    """By the place of a parameter among all groups; the steps move a third of the elements."""
+
+    def moved(path: str) -> list[Tensor]:
+        params = [nn.Parameter(torch.ones(4096, dtype=torch.bfloat16)) for _ in range(3)]
+        optimizer = AdaMod(
+            [{"params": params[:1]}, {"params": params[1:], "seed": 3}], lr=1e-3, beta3=0.0, **PATHS[path]
+        )
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        return [p.detach() != 1 for p in params]
+
+    ours, loop = moved(path), moved("loop")
+    for k, (x, y) in enumerate(zip(ours, loop, strict=True)):
+        assert (x == y).float().mean() > 0.99
+        assert 0.1 < x.float().mean() < 0.9
+        assert (x == ours[k - 1]).float().mean() < 0.9
+
+
 # --- GradScaler -----------------------------------------------------------------------------------------------------
 
 
