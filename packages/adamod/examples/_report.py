@@ -180,8 +180,8 @@ def draw_rates(axes: Axes, rows: Sequence[Row], measure: Measure) -> None:
         shift = 1.025 ** (place - (len(names) - 1) / 2)  # so that the error bars stand side by side
         x, y = [row["lr"] * shift for row in mine], [row[measure.key]["mean"] for row in mine]
         spread = [row[measure.key]["sd"] for row in mine]
-        style: dict[str, Any] = {"color": COLOURS[name], "linestyle": DASHES.get(name, "-"), "marker": "o", "markersize": 4}
-        axes.errorbar(x, y, spread, capsize=2, linewidth=1.3, label=name, **style)
+        style: dict[str, Any] = {"color": COLOURS[name], "linestyle": DASHES.get(name, "-"), "marker": "o"}
+        axes.errorbar(x, y, spread, markersize=4, capsize=2, linewidth=1.3, label=name, **style)
     for row in best([row for row in rows if row["optimizer"] == "SGD"], measure):
         label = f"SGD at its best, {row['lr']:g}"
         axes.axhline(row[measure.key]["mean"], color=COLOURS["SGD"], linestyle=":", label=label)

@@ -6,6 +6,7 @@
 
 Post-LN, label smoothing .1, dropout .3, betas (.9, .98), weight decay 1e-4, and a learning rate that is constant for
 the first 8 % of the steps and falls with their inverse square root after: the published IWSLT'14 settings, made small.
+The defaults take about a minute per run on one core and stop long before the end of training: BLEU stays near 10.
 """
 
 from __future__ import annotations
@@ -166,14 +167,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         __doc__.splitlines()[0],
         data="folder with train.de, train.en, val.* and test_2016_flickr.* (plain or .xz), or a Hugging Face data set",
         optimizers="AdamW AdamW+warmup RAdam AdaMod-.99 AdaMod AdaMod-.9999 AdaMod-paper AdaMod-bf16 AdaMod-int8",
-        lrs=[2e-3, 5e-3],
+        lrs=[1e-3, 3e-3, 1e-2],
         search_seeds=1,
     )
     parser.add_argument("--steps", type=positive, default=700)
     parser.add_argument("--batch", type=positive, default=32, help="sentences per step")
-    parser.add_argument("--width", type=positive, default=128, help="of the model, a multiple of 4")
+    parser.add_argument("--width", type=positive, default=64, help="of the model, a multiple of 4")
     parser.add_argument("--layers", type=positive, default=2, help="of the encoder and of the decoder")
-    parser.add_argument("--ffn", type=positive, default=256, help="width of the feed-forward layers")
+    parser.add_argument("--ffn", type=positive, default=128, help="width of the feed-forward layers")
     parser.add_argument("--min-frequency", type=positive, default=5, help="of a word in the vocabulary")
     small = {"seeds": 2, "steps": 40, "width": 32, "layers": 1, "ffn": 64}
     args = parse(parser, argv, optimizers=["AdamW", "AdaMod"], lrs=[1e-2], sgd_lrs=[1e-1], **small)
