@@ -891,6 +891,7 @@ def test_opcheck(states: tuple[torch.dtype, ...]) -> None:
     torch.library.opcheck(_ops.step_, args, kwargs)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of torch 2.10's own compiler
 @pytest.mark.parametrize("kernel", ["cpp", pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True)
 def test_compiled_whole(kernel: Implementation) -> None:
     call = make_call([9, 300], states=(BFLOAT16, FLOAT32, INT8), hyper=USUAL, stats=True)
