@@ -1,5 +1,130 @@
 #include <nanobind/nanobind.h>
 
+#include <bit>
+#include <stdexcept>
+#include <string>
+
+#include "jieba_cut.h"
+
 namespace nb = nanobind;
 
-void bind_jieba(nb::module_&) {}
+namespace {
+
+using Text = std::u32string;
+
+Text read(PyObject* text) {
+  const Py_ssize_t n = PyUnicode_GetLength(text);
+  if (n < 0) throw nb::python_error();
+  Text points(static_cast<size_t>(n), U'\0');
+  if (n > 0 && !PyUnicode_AsUCS4(text, reinterpret_cast<Py_UCS4*>(points.data()), n, 0)) throw nb::python_error();
+  return points;
+}
+
+Text read(nb::handle text) { return read(text.ptr()); }
+
+nb::object part(nb::handle text, size_t start, size_t end) {
+  PyObject* words = PyUnicode_Substring(text.ptr(), static_cast<Py_ssize_t>(start), static_cast<Py_ssize_t>(end));
+  if (!words) throw nb::python_error();
+  return nb::steal(words);
+}
+
+nb::object write(const Text& points) {
+  int order = std::endian::native == std::endian::little ? -1 : 1;  // 0 would drop a byte order mark
+  const auto* bytes = reinterpret_cast<const char*>(points.data());
+  PyObject* text = PyUnicode_DecodeUTF32(bytes, static_cast<Py_ssize_t>(4 * points.size()), "surrogatepass", &order);
+  if (!text) throw nb::python_error();
+  return nb::steal(text);
+}
+
+jieba::Dictionary build(nb::list words, nb::list counts) {
+  if (words.size() != counts.size()) throw std::invalid_argument("words and counts differ in length");
+  jieba::Dictionary dictionary;
+  dictionary.reserve(words.size());
+  for (size_t i = 0; i < words.size(); ++i) {
+    const Text word = read(words[i]);
+    dictionary.add(word.data(), word.size(), nb::cast<int64_t>(counts[i]));
+  }
+  return dictionary;
+}
+
+nb::list cut(const jieba::Dictionary& dictionary, nb::str text) {
+  const Text points = read(text);
+  nb::list tokens;
+  jieba::Cutter(dictionary).cut(points.data(), points.size(), [&](size_t start, size_t end) {
+    tokens.append(part(text, start, end));
+  });
+  return tokens;
+}
+
+nb::list cut_all(const jieba::Dictionary& dictionary, nb::str text) {
+  const Text points = read(text);
+  nb::list tokens;
+  jieba::Cutter(dictionary).cut_all(points.data(), points.size(), [&](const Text& token) {
+    tokens.append(write(token));
+  });
+  return tokens;
+}
+
+// Words as they follow each other in a text, with the shorter words inside them: (token, start, end).
+nb::list search(const jieba::Dictionary& dictionary, nb::list words) {
+  nb::list tokens;
+  size_t at = 0;
+  for (nb::handle word : words) {
+    const Text points = read(word);
+    jieba::search(dictionary, points.data(), points.size(), [&](size_t start, size_t end) {
+      nb::object token = end - start == points.size() ? nb::borrow(word) : part(word, start, end);
+      tokens.append(nb::make_tuple(token, at + start, at + end));
+    });
+    at += points.size();
+  }
+  return tokens;
+}
+
+// Put the whitespace of a text between its words: each a token of its own, but CR LF is one.
+nb::list keep_whitespace(nb::str text, nb::list words) {
+  const Text points = read(text);
+  nb::list tokens;
+  size_t at = 0;
+  const auto skip = [&] {
+    while (at < points.size() && jieba::is_space(points[at])) {
+      const size_t length = points[at] == U'\r' && at + 1 < points.size() && points[at + 1] == U'\n' ? 2 : 1;
+      tokens.append(part(text, at, at + length));
+      at += length;
+    }
+  };
+  for (nb::handle word : words) {
+    skip();
+    tokens.append(word);
+    at += static_cast<size_t>(PyUnicode_GetLength(word.ptr()));
+  }
+  skip();
+  return tokens;
+}
+
+nb::object count(const jieba::Dictionary& dictionary, nb::str word) {
+  const Text points = read(word);
+  const jieba::Node node = dictionary.find(points.data(), points.size());
+  return node == jieba::kNone ? nb::none() : nb::object(nb::int_(dictionary.count(node)));
+}
+
+void add(jieba::Dictionary& dictionary, nb::str word, int64_t count) {
+  const Text points = read(word);
+  dictionary.add(points.data(), points.size(), count);
+}
+
+}  // namespace
+
+void bind_jieba(nb::module_& m) {
+  nb::class_<jieba::Dictionary>(m, "JiebaDictionary")
+      .def("__init__",
+           [](jieba::Dictionary* self, nb::list words, nb::list counts) {
+    new (self) jieba::Dictionary(build(words, counts));
+  }, nb::arg("words"), nb::arg("counts"))
+      .def_prop_rw("total", &jieba::Dictionary::total, &jieba::Dictionary::set_total)
+      .def("add", add, nb::arg("word"), nb::arg("count"))
+      .def("count", count, nb::arg("word"))
+      .def("cut", cut, nb::arg("text"))
+      .def("cut_all", cut_all, nb::arg("text"))
+      .def("search", search, nb::arg("words"));
+  m.def("keep_whitespace", keep_whitespace, nb::arg("text"), nb::arg("words"));
+}

@@ -1,0 +1,1 @@
+"""The interfaces of other segmenters, served by this one."""

@@ -1,0 +1,185 @@
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "jieba_dictionary.h"
+
+namespace jieba {
+
+inline bool is_alphanumeric(char32_t c) { return c - U'0' < 10 || (c | 32) - U'a' < 26; }
+
+// What jieba looks up in its dictionary; every other character is a token of its own.
+inline bool is_covered(char32_t c) {
+  if (c - 0x4E00u <= 0x9FD5 - 0x4E00) return true;
+  return is_alphanumeric(c) || c == '+' || c == '#' || c == '&' || c == '.' || c == '_' || c == '%' || c == '-';
+}
+
+// Python's str.isspace.
+inline bool is_space(char32_t c) {
+  if (c < 0x80) return c == ' ' || c - 9u < 5 || c - 0x1Cu < 4;
+  return c == 0x85 || c == 0xA0 || c == 0x1680 || c - 0x2000u < 11 || c == 0x2028 || c == 0x2029 || c == 0x202F ||
+         c == 0x205F || c == 0x3000;
+}
+
+// Cuts texts by the most probable sequence of dictionary words, or into all words that a text holds.
+class Cutter {
+ public:
+  explicit Cutter(const Dictionary& dictionary)
+      : dictionary_(dictionary),
+        log_total_(std::log(static_cast<double>(dictionary.total() > 0 ? dictionary.total() : 1))) {}
+
+  // Call token(start, end) for each token of the most probable cut; joined they are the text.
+  template <class Token>
+  void cut(const char32_t* text, size_t n, Token&& token) {
+    size_t i = 0;
+    while (i < n) {
+      const size_t start = i;
+      if (is_covered(text[i])) {
+        while (i < n && is_covered(text[i])) ++i;
+        best(text + start, i - start);
+        walk(text, start, i, token);
+      } else {
+        i += text[i] == '\r' && i + 1 < n && text[i + 1] == '\n' ? 2 : 1;
+        token(start, i);
+      }
+    }
+  }
+
+  // Call token(word) for each word anywhere in the text. Single letters and digits that follow each other are joined,
+  // with what jieba finds between them left out, and around whitespace there are empty tokens, as in jieba.
+  template <class Token>
+  void cut_all(const char32_t* text, size_t n, Token&& token) {
+    size_t i = 0;
+    while (i < n) {
+      const size_t start = i;
+      if (is_covered(text[i])) {
+        while (i < n && is_covered(text[i])) ++i;
+        all(text + start, i - start, token);
+        continue;
+      }
+      size_t from = i;
+      while (i < n && !is_covered(text[i])) {
+        if (!is_space(text[i])) {
+          ++i;
+          continue;
+        }
+        token(std::u32string(text + from, text + i));
+        from = i;
+        i += text[i] == '\r' && i + 1 < n && text[i + 1] == '\n' ? 2 : 1;
+        token(std::u32string(text + from, text + i));
+        from = i;
+      }
+      token(std::u32string(text + from, text + i));
+    }
+  }
+
+ private:
+  // The best cut from each position on: its log-probability and the end of its first word. Of equals the longest wins.
+  void best(const char32_t* text, size_t n) {
+    if (scores_.size() <= n) {
+      scores_.resize(n + 1);
+      ends_.resize(n + 1);
+    }
+    scores_[n] = 0;
+    for (size_t i = n; i-- > 0;) {
+      if (i >= kAhead) dictionary_.prefetch(text[i - kAhead], text[i - kAhead + 1]);
+      double score = -std::numeric_limits<double>::infinity();
+      size_t end = i + 1;
+      Node node = dictionary_.step(kNone, text[i]);
+      for (size_t j = i + 1; node != kNone; ++j) {
+        if (dictionary_.is_word(node)) {
+          const double through = dictionary_.log_count(node) - log_total_ + scores_[j];
+          if (through >= score) {
+            score = through;
+            end = j;
+          }
+        }
+        if (j == n) break;
+        node = dictionary_.step(node, text[j]);
+      }
+      const bool found = score > -std::numeric_limits<double>::infinity();
+      scores_[i] = found ? score : 0 - log_total_ + scores_[i + 1];
+      ends_[i] = end;
+    }
+  }
+
+  // Single letters and digits that follow each other become one token.
+  template <class Token>
+  void walk(const char32_t* text, size_t start, size_t end, Token&& token) {
+    size_t run = start;
+    for (size_t i = start; i < end;) {
+      const size_t next = start + ends_[i - start];
+      if (next > i + 1 || !is_alphanumeric(text[i])) {
+        if (run < i) token(run, i);
+        token(i, next);
+        run = next;
+      }
+      i = next;
+    }
+    if (run < end) token(run, end);
+  }
+
+  template <class Token>
+  void all(const char32_t* text, size_t n, Token&& token) {
+    std::u32string run;
+    bool in_run = false;
+    size_t covered = 0;  // the end of the last token
+    std::vector<size_t> ends;
+    for (size_t i = 0; i < n; ++i) {
+      ends.clear();
+      Node node = dictionary_.step(kNone, text[i]);
+      for (size_t j = i + 1; node != kNone; ++j) {
+        if (dictionary_.is_word(node)) ends.push_back(j);
+        if (j == n) break;
+        node = dictionary_.step(node, text[j]);
+      }
+      if (ends.empty()) ends.push_back(i + 1);
+      if (in_run && !is_alphanumeric(text[i])) {
+        in_run = false;
+        token(run);
+      }
+      if (ends.size() == 1 && i >= covered) {
+        covered = ends[0];
+        if (is_alphanumeric(text[i])) {
+          if (!in_run) run.clear();
+          in_run = true;
+          run.append(text + i, text + covered);
+        } else {
+          token(std::u32string(text + i, text + covered));
+        }
+      } else {
+        for (const size_t end : ends) {
+          if (end == i + 1) continue;
+          token(std::u32string(text + i, text + end));
+          covered = end;
+        }
+      }
+    }
+    if (in_run) token(run);
+  }
+
+  static constexpr size_t kAhead = 8;
+  const Dictionary& dictionary_;
+  const double log_total_;
+  std::vector<double> scores_;
+  std::vector<size_t> ends_;
+};
+
+// jieba's rule for search engines: the words of two and of three characters inside a longer word, then the word itself.
+template <class Token>
+void search(const Dictionary& dictionary, const char32_t* word, size_t n, Token&& token) {
+  for (const size_t length : {size_t{2}, size_t{3}}) {
+    for (size_t i = 0; n > length && i + length <= n; ++i) {
+      const Node node = dictionary.find(word + i, length);
+      if (node != kNone && dictionary.is_word(node)) token(i, i + length);
+    }
+  }
+  token(0, n);
+}
+
+}  // namespace jieba
