@@ -1,8 +1,22 @@
+import numpy as np
+from numpy.typing import NDArray
+
 # core.cpp
 
 def vectors() -> str: ...
 
 # bind_engine.cpp
+
+class Lexicon:
+    @property
+    def n_symbols(self) -> int: ...
+    @property
+    def n_states(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+def build_lexicon(symbols: NDArray[np.uint16], row_splits: NDArray[np.int64], n_symbols: int) -> Lexicon: ...
+def lexicon_marks(lexicon: Lexicon, symbols: NDArray[np.uint16]) -> NDArray[np.uint8]: ...
 
 # bind_training.cpp
 
