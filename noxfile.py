@@ -25,6 +25,11 @@ def metadata(package: str) -> dict:
     return nox.project.load_toml(ROOT / "packages" / package / "pyproject.toml")
 
 
+def needs_torch(package: str) -> bool:
+    """Such a package is tied to torch's stable ABI, and any other to Python's."""
+    return any(need.startswith("torch>") for need in metadata(package)["project"]["dependencies"])
+
+
 def requirements(package: str, *groups: str, extras: bool = False) -> list[str]:
     """What must be there to build a package and to run it."""
     table = metadata(package)
@@ -46,9 +51,10 @@ def install(session: nox.Session, packages: list[str], *also: str) -> Path:
 
 
 def build(session: nox.Session, package: str, *command: str) -> None:
-    """Compile a package against the torch it will run with: without a warning, or not at all where no compiler is."""
+    """Compile a package, against the torch it will run with if any: without a warning, which would be an error."""
     if not COMPILER:
-        session.warn(f"there is no C++ compiler: {package} is built without its kernels")
+        without = "without its kernels" if needs_torch(package) else "in vain"
+        session.warn(f"there is no C++ compiler: {package} is built {without}")
     folder = Path(session.virtualenv.location).resolve() / "build" / package
     options = ("--no-build-isolation", f"-Cbuild-dir={folder}", "-Ccmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON")
     env = {"CXX": COMPILER, "REQUIRE_KERNELS": "1"} if COMPILER else {}
@@ -64,8 +70,8 @@ def enter_empty_folder(session: nox.Session) -> None:
 
 
 def check(session: nox.Session, package: str, marker: str, *pins: str) -> None:
-    """Run a package's tests."""
-    install(session, [package], *requirements(package, "test", "peers"), *pins)
+    """Run a package's tests, with its extras: `contract` does without."""
+    install(session, [package], *requirements(package, "test", "peers", extras=True), *pins)
     enter_empty_folder(session)
     session.run("pytest", "-m", marker, ROOT / "packages" / package / "tests", *session.posargs)
 
@@ -81,8 +87,10 @@ def tests(session: nox.Session, package: str) -> None:
 @package
 def oldest(session: nox.Session, package: str) -> None:
     """A package's tests with the oldest dependencies that it says it supports."""
-    pins = [need.replace(">=", "~=") + ".0" for need in metadata(package)["project"]["dependencies"]]
-    check(session, package, "not gpu and not slow", *pins)
+    lowest = "--resolution=lowest-direct", "--only-binary=:all:", "--no-deps", "--no-header", "--no-annotate", "--quiet"
+    project = ROOT / "packages" / package / "pyproject.toml"
+    pins = session.run("uv", "pip", "compile", *lowest, project, silent=True)
+    check(session, package, "not gpu and not slow", *pins.split())
 
 
 @nox.session(default=False)
@@ -124,7 +132,8 @@ def examples(session: nox.Session, package: str) -> None:
 def bench(session: nox.Session) -> None:
     """Compare the packages with their peers: `nox -s bench -- [package ...] [--full] [--gpu] [--data DIR]`."""
     names = [name for name in session.posargs if name in PACKAGES] or PACKAGES
-    install(session, names, *(need for name in names for need in requirements(name, "bench")), *HARNESS)
+    extras = "--gpu" in session.posargs
+    install(session, names, *(need for name in names for need in requirements(name, "bench", extras=extras)), *HARNESS)
     session.run("python", "benchmarks/run.py", *session.posargs)
 
 
@@ -166,13 +175,13 @@ def release(session: nox.Session) -> None:
     if name not in PACKAGES or version != metadata(name)["project"]["version"]:
         session.error(f"the tag {session.posargs[0]} is not <package>-v<version> of a package as it stands")
     session.install("cibuildwheel==4.3.3", "pytest")
-    torch = "pip install --no-deps --target /torch --index-url https://download.pytorch.org/whl/cpu torch==2.10.*"
     options = {
-        "CIBW_BUILD": f"cp311-manylinux_{platform.machine()}",  # any one Python: the wheel is py3-none
-        "CIBW_BEFORE_BUILD": torch,
-        "CIBW_ENVIRONMENT": "TORCH_DIR=/torch/torch REQUIRE_KERNELS=1",
+        "CIBW_BUILD": f"cp311-manylinux_{platform.machine()}",  # any one Python: the wheel serves all
         "CIBW_REPAIR_WHEEL_COMMAND": "auditwheel repair --exclude libtorch_cpu.so -w {dest_dir} {wheel}",
     }
+    if needs_torch(name):
+        torch = "pip install --no-deps --target /torch --index-url https://download.pytorch.org/whl/cpu torch==2.10.*"
+        options |= {"CIBW_BEFORE_BUILD": torch, "CIBW_ENVIRONMENT": "TORCH_DIR=/torch/torch REQUIRE_KERNELS=1"}
     session.run("uv", "build", "--sdist", "--out-dir=dist", f"packages/{name}")
     session.run("cibuildwheel", "--output-dir=dist", f"packages/{name}", env=options)
     session.run("pytest", "--wheels=dist", f"-k={name}", "tests/test_wheel.py")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import inspect
+import pkgutil
 import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
 from tree import COMPILER, Package
 
 if TYPE_CHECKING:
@@ -23,17 +26,52 @@ def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return result
 
 
-def public(module: ModuleType, prefix: str = "") -> dict[str, object]:
-    """The public names of a module: those of its public modules and the methods of its classes included."""
-    names = {}
-    for name in module.__all__:
-        value = getattr(module, name)
-        names[prefix + name] = value
-        if inspect.ismodule(value):
-            names |= public(value, f"{prefix}{name}.")
-        if inspect.isclass(value):
-            names |= {f"{prefix}{name}.{key}": getattr(value, key) for key in vars(value) if not key.startswith("_")}
+def modules(package: Package) -> dict[str, ModuleType]:
+    """The public modules that can be imported without an extra; any other tells which extra it needs."""
+    root = importlib.import_module(package.module)
+    found = {package.module: root}
+    for info in pkgutil.walk_packages(root.__path__, f"{package.module}."):
+        if "._" in info.name:
+            continue
+        try:
+            found[info.name] = importlib.import_module(info.name)
+        except ImportError as error:
+            assert f"{package.name}[" in str(error), f"{info.name} does not say which extra it needs"  # noqa: PT017
+    return found
+
+
+def public(package: Package) -> dict[str, object]:
+    """The public modules of a package, the names that they export, and the methods of their classes."""
+    names: dict[str, object] = {}
+    for path, module in modules(package).items():
+        names[path] = module
+        for name in module.__all__:
+            value = names[f"{path}.{name}"] = getattr(module, name)
+            if inspect.isclass(value):
+                names |= {f"{path}.{name}.{key}": getattr(value, key) for key in vars(value) if key[0] != "_"}
     return {name: value for name, value in names.items() if callable(value) or inspect.ismodule(value)}
+
+
+def declared(body: list[ast.stmt]) -> set[str]:
+    """The public names that a stub declares, methods included."""
+    names = set()
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            names |= {node.name, *(f"{node.name}.{name}" for name in declared(node.body))}
+        elif isinstance(node, ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+    return {name for name in names if "._" not in name and name[0] != "_"}
+
+
+def defined(owner: object) -> set[str]:
+    """The public names that a compiled module or class has, methods included."""
+    names = set()
+    for name, value in vars(owner).items():
+        if name[0] != "_":
+            names |= {name, *(f"{name}.{inner}" for inner in (defined(value) if inspect.isclass(value) else ()))}
+    return names
 
 
 def test_the_installed_package_has_the_version_of_the_tree(package: Package, tmp_path: Path) -> None:
@@ -44,24 +82,37 @@ def test_the_installed_package_has_the_version_of_the_tree(package: Package, tmp
 
 
 def test_every_public_name_is_documented(package: Package) -> None:
-    names = public(importlib.import_module(package.module))
-    assert names
+    names = public(package)
+    assert len(names) > len(modules(package))
     assert [name for name, value in names.items() if not inspect.getdoc(value)] == []
 
 
 def test_examples_in_docstrings_run(package: Package) -> None:
     runner = doctest.DocTestRunner()
-    for name, value in public(importlib.import_module(package.module)).items():
+    for name, value in public(package).items():
         for test in doctest.DocTestFinder(recurse=False).find(value, name):
             runner.run(test)
     assert runner.tries
     assert not runner.failures
 
 
-def test_the_import_costs_less_than_50_ms_beyond_that_of_torch(package: Package, tmp_path: Path) -> None:
+def test_the_stub_declares_what_the_extension_has(package: Package) -> None:
+    if package.needs_torch:
+        pytest.skip("torch's operators have schemas instead of a stub")
+    stub = ast.parse((package.source / "_core.pyi").read_text())
+    assert declared(stub.body) == defined(importlib.import_module(f"{package.module}._core"))
+
+
+def test_the_import_costs_less_than_50_ms_beyond_those_of_its_dependencies(package: Package, tmp_path: Path) -> None:
     """In CPU time, which a busy machine disturbs least; `python -X importtime` shows where it goes."""
-    clock = "import torch, time; start = time.process_time(); import {}; print(time.process_time() - start)"
-    assert min(float(python(tmp_path, "-c", clock.format(package.module)).stdout) for _ in range(5)) < 0.05
+    code = f"import {', '.join(package.dependencies)}, time; start = time.process_time(); import {package.module}"
+    clock = f"{code}; print(time.process_time() - start)"
+    assert min(float(python(tmp_path, "-c", clock).stdout) for _ in range(5)) < 0.05
+
+
+def test_only_what_depends_on_torch_imports_it(package: Package, tmp_path: Path) -> None:
+    code = f"import {package.module}, sys; print('torch' in sys.modules)"
+    assert python(tmp_path, "-c", code).stdout.strip() == str(package.needs_torch)
 
 
 def test_python_m_tells_the_version_and_which_kernels_serve(package: Package, tmp_path: Path) -> None:

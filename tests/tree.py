@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -38,6 +39,17 @@ class Package:
     @cached_property
     def project(self) -> dict[str, Any]:
         return tomllib.loads((self.path / "pyproject.toml").read_text())["project"]
+
+    @property
+    def dependencies(self) -> list[str]:
+        """What it cannot do without, by the names that are imported."""
+        names = [re.match(r"[\w-]+", requirement) for requirement in self.project["dependencies"]]
+        return [name[0].replace("-", "_") for name in names if name]
+
+    @property
+    def needs_torch(self) -> bool:
+        """Its library is then a set of torch's operators, `_C`, otherwise an extension of Python, `_core`."""
+        return "torch" in self.dependencies
 
 
 PACKAGES = [Package(path.parent) for path in sorted(ROOT.glob("packages/*/pyproject.toml"))]
