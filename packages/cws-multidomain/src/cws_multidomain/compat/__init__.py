@@ -1,1 +1,3 @@
 """The interfaces of other segmenters, served by this one."""
+
+__all__: list[str] = []
