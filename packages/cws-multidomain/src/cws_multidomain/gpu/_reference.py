@@ -115,7 +115,8 @@ def _chain(scores: Tensor, trans: Tensor, mask: Tensor | None) -> tuple[Tensor, 
         scores, trans = (x.to(accumulator(scores.dtype)) for x in (scores, trans))
     else:
         lowest = LOWEST
-        scores, trans = (torch.where(x <= FORBIDDEN, LOWEST, x.to(torch.int64)) for x in (scores, trans))
+        scores, trans = (x.to(torch.int64) for x in (scores, trans))
+        scores, trans = (torch.where(x <= FORBIDDEN, LOWEST, x) for x in (scores, trans))
     return scores if mask is None else scores.masked_fill(~mask, lowest), trans, lowest
 
 
@@ -241,7 +242,7 @@ def adf_step(
     `n` is 0 between updates; `N` is the number of sentences of an epoch.
     """
     if n > 0:
-        eta.mul_(upper - count * ((upper - lower) / n))
+        eta.mul_(upper - count.to(eta.dtype) * ((upper - lower) / n))
     if rows is None:
         w.sub_(eta[:, None] * grad)
     else:
