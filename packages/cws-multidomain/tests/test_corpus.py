@@ -173,6 +173,11 @@ def test_brackets_between_words_are_no_trees(write: Callable[..., Path]) -> None
     assert words(read_corpus(write("http://a_B 是\n"))) == [["http://a_B", "是"]]
 
 
+def test_lines_of_one_word_are_words_but_raw_text_is_not(write: Callable[..., Path]) -> None:
+    assert words(read_corpus(write("北京\n天安门广场\n"))) == [["北京"], ["天安门广场"]]
+    assert words(read_corpus(write("好" * 21), "words")) == [["好" * 21]]
+
+
 def test_other_encodings_are_read(write: Callable[..., Path]) -> None:
     assert words(read_corpus(write("我们 爱\n".encode("gb18030")), encoding="gb18030")) == [["我们", "爱"]]
     for encoding in ("utf-16", "no such"):
@@ -209,7 +214,11 @@ def test_other_encodings_are_read(write: Callable[..., Path]) -> None:
         ("brackets", "(IP (NN 好)\n", "line 1: the file ends inside of 1 open brackets"),
         ("brackets", "((NN 好 坏))\n", "line 1: '坏' must have a label before it"),
         ("auto", "\n \n", "must have at least one line that is not empty"),
-        ("auto", "我们爱北京\n好\n", "has no line of several words, and no format is recognised"),
+        (
+            "auto",
+            "我们爱北京\n" * 5 + "好" * 21,
+            "must be segmented, but none of its lines has several words, and one has 21",
+        ),
         ("auto", "a\0 b\n", "must be a text file, got NUL bytes"),
     ],
 )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LONGEST = 1 << 28  # bytes of one line
+_LONGEST_WORD = 20  # characters of a line that may be one word; a longer one is text that nobody has segmented
 _LARGEST = 1 << 33  # bytes of one file once decompressed
 
 Line: TypeAlias = "tuple[int, str]"  # the number, from 1, and the text
@@ -84,10 +85,11 @@ def detect(path: Path, sample: list[Line]) -> str:
     for format, tag in _TAG.items():
         if sum(tag.fullmatch(word) is not None for word in words) > 0.95 * len(words):
             return format
-    if any(len(text.split()) > 1 for text in texts):
+    if any(len(text.split()) > 1 for text in texts) or max(map(len, texts)) <= _LONGEST_WORD:
         return "words"
     raise ValueError(
-        f"{path} has no line of several words, and no format is recognised in it; segment it first, or name the format"
+        f"{path} must be segmented, but none of its lines has several words, and one has {max(map(len, texts))} "
+        f"characters; name the format if it is"
     )
 
 
