@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <unordered_map>
+#include <utility>
 
 #include "pkuseg_dictionary.h"
 #include "pkuseg_files.h"
@@ -103,8 +104,39 @@ std::unique_ptr<M> make(const nb::bytes& bytes, std::string_view format, Vector 
   return std::make_unique<M>(names, weights.data(), features, tags);
 }
 
+// Most tokens are short words that were made a moment ago.
+class RecentWords {
+ public:
+  ~RecentWords() {
+    for (Entry& e : entries_) Py_XDECREF(e.word);
+  }
+  // A new reference to text[start..end); `points` are the same characters.
+  PyObject* operator()(PyObject* text, const char32_t* points, int64_t start, int64_t end) {
+    if (end - start > 3) return PyUnicode_Substring(text, start, end);
+    uint64_t key = 0;
+    for (int64_t i = start; i < end; ++i) key = key << 21 | (points[i] + 1);
+    Entry& e = entries_[key * 0x9E3779B97F4A7C15u >> 52];
+    if (e.key != key) {
+      PyObject* word = PyUnicode_Substring(text, start, end);
+      if (!word) return nullptr;
+      PyObject* old = std::exchange(e.word, word);
+      e.key = key;
+      Py_XDECREF(old);
+    }
+    return Py_NewRef(e.word);
+  }
+
+ private:
+  struct Entry {
+    uint64_t key = 0;
+    PyObject* word = nullptr;
+  };
+  std::vector<Entry> entries_ = std::vector<Entry>(4096);
+};
+
 struct Segmenter {
   std::unique_ptr<pkuseg::Model> model;
+  RecentWords recent;
 };
 
 // Words and, for user words, what each is tagged with.
@@ -123,8 +155,8 @@ struct Scratch {
 };
 
 Scratch& scratch() {
-  static thread_local Scratch s;
-  return s;
+  static thread_local const std::unique_ptr<Scratch> s = std::make_unique<Scratch>();
+  return *s;
 }
 
 // Tokens of s.text into s.starts, s.ends and s.user (the number of a user word, else 0).
@@ -163,15 +195,21 @@ void cut(const pkuseg::Model& model, const Dictionary* dictionary, bool fixes, S
   }
 }
 
-nb::object words(nb::handle text, const Scratch& s) {
-  PyObject* list = PyList_New(static_cast<Py_ssize_t>(s.ends.size()));
+// The tokens of s.text; making them may run a finalizer that comes back here, so that s.ends is set aside.
+nb::object words(Segmenter& self, nb::handle text, Scratch& s) {
+  std::vector<int64_t> starts = std::move(s.starts), ends = std::move(s.ends);
+  std::u32string points = std::move(s.text);
+  PyObject* list = PyList_New(static_cast<Py_ssize_t>(ends.size()));
   if (!list) throw nb::python_error();
   nb::object owner = nb::steal(list);
-  for (size_t k = 0; k < s.ends.size(); ++k) {
-    PyObject* word = PyUnicode_Substring(text.ptr(), s.starts[k], s.ends[k]);
+  for (size_t k = 0; k < ends.size(); ++k) {
+    PyObject* word = self.recent(text.ptr(), points.data(), starts[k], ends[k]);
     if (!word) throw nb::python_error();
     PyList_SetItem(list, static_cast<Py_ssize_t>(k), word);
   }
+  s.starts.swap(starts);  // for their memory
+  s.ends.swap(ends);
+  s.text.swap(points);
   return owner;
 }
 
@@ -215,28 +253,30 @@ void bind_pkuseg(nb::module_& m) {
   nb::class_<Segmenter>(m, "PkusegModel")
       .def("__init__",
            [](Segmenter* self, const nb::bytes& data, std::string_view format, Vector weights, int64_t features,
-              int tags) { new (self) Segmenter{make<pkuseg::Model>(data, format, weights, features, tags, true)}; },
+              int tags) { new (self) Segmenter{make<pkuseg::Model>(data, format, weights, features, tags, true), {}}; },
            nb::arg("data"), nb::arg("format"), nb::arg("weights").noconvert(), nb::arg("features"), nb::arg("tags"))
       .def_prop_ro("features", [](const Segmenter& self) { return self.model->features(); })
       .def_prop_ro("tags", [](const Segmenter& self) { return self.model->tags(); })
       .def(
           "cut",
-          [](const Segmenter& self, nb::str text, const Dictionary* dictionary, bool fixes) {
+          [](Segmenter& self, nb::str text, const Dictionary* dictionary, bool fixes) {
             Scratch& s = scratch();
             read(text, s.text);
             cut(*self.model, dictionary, fixes, s);
-            return words(text, s);
+            return words(self, text, s);
           },
           nb::arg("text"), nb::arg("dictionary").none(), nb::arg("fixes"), nb::sig("def cut(self, text: str, dictionary: PkusegDictionary | None, fixes: bool) -> list[str]"))
       .def(
           "cut_user",
-          [](const Segmenter& self, nb::str text, const Dictionary* dictionary, bool fixes) {
+          [](Segmenter& self, nb::str text, const Dictionary* dictionary, bool fixes) {
             Scratch& s = scratch();
             read(text, s.text);
             cut(*self.model, dictionary, fixes, s);
+            const std::vector<uint32_t> numbers = s.user;
+            nb::object tokens = words(self, text, s);
             nb::list user;
-            for (uint32_t word : s.user) user.append(word);
-            return nb::make_tuple(words(text, s), user);
+            for (uint32_t number : numbers) user.append(number);
+            return nb::make_tuple(tokens, user);
           },
           nb::arg("text"), nb::arg("dictionary").none(), nb::arg("fixes"))
       .def("scores",

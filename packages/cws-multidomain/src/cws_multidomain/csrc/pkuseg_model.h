@@ -106,14 +106,15 @@ class Model {
 
   // What decoding needs beside the model; grows to 12 bytes per character of the longest text without white space.
   struct Scratch {
-    static constexpr int64_t kBlock = 128;
+    static constexpr int64_t kBlock = 64;
+    static constexpr int kMaxPairs = (kMaxWord - 1) * (kMaxWord - 1), kMaxRows = 9 + 2 * (kMaxWord - 1) + 2 * kMaxPairs;
     const char32_t* text;
     std::vector<uint32_t> symbols;
     std::vector<int8_t> back;
-    std::vector<const double*> rows;
+    const double* rows[kBlock * kMaxRows];
     uint32_t row_splits[kBlock + 1];
-    std::vector<uint64_t> keys;
-    std::vector<const double*> word_pairs;
+    uint64_t keys[(kBlock + 2) * kMaxPairs];
+    const double* word_pairs[(kBlock + 2) * kMaxPairs];
     uint32_t boundary_splits[kBlock + 3];
     alignas(64) double nodes[kBlock * kMaxTags];
     uint32_t pairs[kBlock + 2 * kMaxWord], states[kBlock + 2 * kMaxWord];
@@ -155,6 +156,7 @@ class Model {
  private:
   static constexpr int kPlace[] = {-1, 0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 0, 1};  // of a template's row among its key's
 
+  static int lowest(int bits) { return std::countr_zero(static_cast<unsigned>(bits)); }
   uint32_t symbol(Node node) {
     const auto [at, fresh] = symbols_.emplace(node, static_cast<uint32_t>(symbols_.size() + 1));
     if (fresh) character_rows_.resize(5 * tags_ * (symbols_.size() + 1));
@@ -251,35 +253,37 @@ class Model {
       }
     }
     // Boundaries (j, j + 1), from that before the first position on.
-    s.keys.clear();
+    uint32_t keys = 0;
     const int64_t first = std::max<int64_t>(0, from - 1);
     for (int64_t j = first; j < to; ++j) {
-      s.boundary_splits[j - first] = static_cast<uint32_t>(s.keys.size());
-      if (j + 1 == n) continue;
+      s.boundary_splits[j - first] = keys;
+      if (j + 1 == n || !s.ending[j - lo] || !s.starting[j + 1 - lo]) continue;
       for (int e = s.ending[j - lo]; e; e &= e - 1)
         for (int b = s.starting[j + 1 - lo]; b; b &= b - 1) {
-          s.keys.push_back(pair_key(s.ends[j - lo][std::countr_zero(static_cast<unsigned>(e))],
-                                    s.starts[j + 1 - lo][std::countr_zero(static_cast<unsigned>(b))]));
-          word_pairs_.prefetch(s.keys.back());
+          s.keys[keys] = pair_key(s.ends[j - lo][lowest(e)], s.starts[j + 1 - lo][lowest(b)]);
+          word_pairs_.prefetch(s.keys[keys++]);
         }
     }
-    s.boundary_splits[to - first] = static_cast<uint32_t>(s.keys.size());
-    s.word_pairs.resize(s.keys.size());
-    for (size_t k = 0; k < s.keys.size(); ++k) {
+    s.boundary_splits[to - first] = keys;
+    for (uint32_t k = 0; k < keys; ++k) {
       s.word_pairs[k] = &word_pair_rows_[2 * tags_ * static_cast<size_t>(word_pairs_.find(s.keys[k]).first)];
       __builtin_prefetch(s.word_pairs[k]);
     }
 
-    s.rows.clear();
+    const double** row = s.rows;
     const auto character = [&](int64_t i, int place) {
-      s.rows.push_back(&character_rows_[(5 * static_cast<size_t>(x[i]) + place) * tags_]);
+      *row++ = &character_rows_[(5 * static_cast<size_t>(x[i]) + place) * tags_];
     };
     const auto pair = [&](int64_t i, int place) {
-      s.rows.push_back(&pair_rows_[(3 * static_cast<size_t>(s.pairs[i - lo]) + place) * tags_]);
+      *row++ = &pair_rows_[(3 * static_cast<size_t>(s.pairs[i - lo]) + place) * tags_];
+    };
+    const auto word = [&](uint32_t number, int place) {
+      *row = &word_rows_[(2 * static_cast<size_t>(number) + place) * tags_];
+      __builtin_prefetch(*row++);
     };
     for (int64_t i = from; i < to; ++i) {
-      s.row_splits[i - from] = static_cast<uint32_t>(s.rows.size());
-      s.rows.push_back(constant_);
+      s.row_splits[i - from] = static_cast<uint32_t>(row - s.rows);
+      *row++ = constant_;
       character(i, kPlace[kC]);
       if (i > 0) {
         character(i - 1, kPlace[kC_1]);
@@ -294,24 +298,16 @@ class Model {
         pair(i - 2, kPlace[kC_2C_1]);
       }
       if (i + 2 < n) character(i + 2, kPlace[kC2]);
-      for (int e = s.ending[i - lo]; e; e &= e - 1) {
-        const uint32_t word = s.ends[i - lo][std::countr_zero(static_cast<unsigned>(e))];
-        s.rows.push_back(&word_rows_[(2 * static_cast<size_t>(word) + kPlace[kEnds]) * tags_]);
-        __builtin_prefetch(s.rows.back());
-      }
-      for (int b = s.starting[i - lo]; b; b &= b - 1) {
-        const uint32_t word = s.starts[i - lo][std::countr_zero(static_cast<unsigned>(b))];
-        s.rows.push_back(&word_rows_[(2 * static_cast<size_t>(word) + kPlace[kStarts]) * tags_]);
-        __builtin_prefetch(s.rows.back());
-      }
+      for (int e = s.ending[i - lo]; e; e &= e - 1) word(s.ends[i - lo][lowest(e)], kPlace[kEnds]);
+      for (int b = s.starting[i - lo]; b; b &= b - 1) word(s.starts[i - lo][lowest(b)], kPlace[kStarts]);
       if (i > 0)
         for (uint32_t k = s.boundary_splits[i - 1 - first]; k < s.boundary_splits[i - first]; ++k)
-          s.rows.push_back(s.word_pairs[k] + kPlace[kLeft] * tags_);
+          *row++ = s.word_pairs[k] + kPlace[kLeft] * tags_;
       for (uint32_t k = s.boundary_splits[i - first]; k < s.boundary_splits[i + 1 - first]; ++k)
-        s.rows.push_back(s.word_pairs[k] + kPlace[kRight] * tags_);
+        *row++ = s.word_pairs[k] + kPlace[kRight] * tags_;
     }
-    s.row_splits[count] = static_cast<uint32_t>(s.rows.size());
-    sum_rows(s.rows.data(), s.row_splits, count, s.nodes);
+    s.row_splits[count] = static_cast<uint32_t>(row - s.rows);
+    sum_rows(s.rows, s.row_splits, count, s.nodes);
   }
 
   int tags_;
