@@ -47,7 +47,8 @@ nb::object to_str(std::string_view utf8) {
 }
 
 // Shared values are converted once; one that contains itself, or nests too deeply, is refused.
-nb::object to_python(const pkuseg::Value* value, std::unordered_map<const pkuseg::Value*, nb::object>& done, int depth) {
+nb::object to_python(const pkuseg::Value* value, std::unordered_map<const pkuseg::Value*, nb::object>& done,
+                     int depth) {
   using V = pkuseg::Value;
   if (depth > 32) pkuseg::bad("the file nests deeper than 32 levels");
   switch (value->kind) {
@@ -152,6 +153,7 @@ struct Scratch {
   std::vector<pkuseg::UserWords::Piece> pieces;
   std::vector<int64_t> starts, ends;
   std::vector<uint32_t> user;
+  std::vector<uint64_t> lengths;
 };
 
 Scratch& scratch() {
@@ -186,7 +188,7 @@ void cut(const pkuseg::Model& model, const Dictionary* dictionary, bool fixes, S
         s.ends.push_back(to);
       } else {
         model.cut(text + from, to - from, from, s.decode, s.ends);
-        if (merged) dictionary->merged.merge(text, from, s.ends, first);
+        if (merged) dictionary->merged.merge(text, from, s.ends, first, s.lengths);
       }
       s.user.resize(s.ends.size(), piece.word);
       for (size_t k = first; k < s.ends.size(); ++k) s.starts.push_back(k == first ? from : s.ends[k - 1]);
@@ -223,32 +225,27 @@ struct Trainer {
 
 void bind_pkuseg(nb::module_& m) {
   m.def("pkuseg_load", load, nb::arg("data"), nb::arg("format"));
-  m.def(
-      "pkuseg_viterbi",
-      [](Matrix nodes, Matrix edges) {
-        std::vector<int32_t> tags(nodes.shape(0));
-        pkuseg::viterbi_any(nodes.data(), static_cast<int64_t>(nodes.shape(0)), static_cast<int>(nodes.shape(1)),
-                            edges.data(), tags.data());
-        const size_t n = tags.size();
-        return to_numpy(std::move(tags), n);
-      },
-      nb::arg("nodes").noconvert(), nb::arg("edges").noconvert());
+  m.def("pkuseg_viterbi", [](Matrix nodes, Matrix edges) {
+    std::vector<int32_t> tags(nodes.shape(0));
+    pkuseg::viterbi_any(nodes.data(), static_cast<int64_t>(nodes.shape(0)), static_cast<int>(nodes.shape(1)),
+                        edges.data(), tags.data());
+    const size_t n = tags.size();
+    return to_numpy(std::move(tags), n);
+  }, nb::arg("nodes").noconvert(), nb::arg("edges").noconvert());
 
   nb::class_<Dictionary>(m, "PkusegDictionary")
-      .def("__init__",
-           [](Dictionary* self, nb::handle user, nb::handle merged) {
-             new (self) Dictionary();
-             std::u32string text;
-             for (nb::handle word : user) {
-               read(word, text);
-               self->user.add(text);
-             }
-             for (nb::handle word : merged) {
-               read(word, text);
-               self->merged.add(text);
-             }
-           },
-           nb::arg("user"), nb::arg("merged"));
+      .def("__init__", [](Dictionary* self, nb::handle user, nb::handle merged) {
+    new (self) Dictionary();
+    std::u32string text;
+    for (nb::handle word : user) {
+      read(word, text);
+      self->user.add(text);
+    }
+    for (nb::handle word : merged) {
+      read(word, text);
+      self->merged.add(text);
+    }
+  }, nb::arg("user"), nb::arg("merged"));
 
   nb::class_<Segmenter>(m, "PkusegModel")
       .def("__init__",
@@ -257,102 +254,90 @@ void bind_pkuseg(nb::module_& m) {
            nb::arg("data"), nb::arg("format"), nb::arg("weights").noconvert(), nb::arg("features"), nb::arg("tags"))
       .def_prop_ro("features", [](const Segmenter& self) { return self.model->features(); })
       .def_prop_ro("tags", [](const Segmenter& self) { return self.model->tags(); })
-      .def(
-          "cut",
-          [](Segmenter& self, nb::str text, const Dictionary* dictionary, bool fixes) {
-            Scratch& s = scratch();
-            read(text, s.text);
-            cut(*self.model, dictionary, fixes, s);
-            return words(self, text, s);
-          },
-          nb::arg("text"), nb::arg("dictionary").none(), nb::arg("fixes"), nb::sig("def cut(self, text: str, dictionary: PkusegDictionary | None, fixes: bool) -> list[str]"))
-      .def(
-          "cut_user",
-          [](Segmenter& self, nb::str text, const Dictionary* dictionary, bool fixes) {
-            Scratch& s = scratch();
-            read(text, s.text);
-            cut(*self.model, dictionary, fixes, s);
-            const std::vector<uint32_t> numbers = s.user;
-            nb::object tokens = words(self, text, s);
-            nb::list user;
-            for (uint32_t number : numbers) user.append(number);
-            return nb::make_tuple(tokens, user);
-          },
-          nb::arg("text"), nb::arg("dictionary").none(), nb::arg("fixes"))
-      .def("scores",
-           [](const Segmenter& self, nb::str text) {
-             Scratch& s = scratch();
-             read(text, s.text);
-             const auto n = static_cast<int64_t>(s.text.size());
-             const int tags = self.model->tags();
-             std::vector<double> out(n * tags);
-             self.model->scores(s.text.data(), n, s.decode, out.data());
-             return to_numpy(std::move(out), n, tags);
-           },
-           nb::arg("text"));
+      .def("cut",
+           [](Segmenter& self, nb::str text, const Dictionary* dictionary, bool fixes) {
+    Scratch& s = scratch();
+    read(text, s.text);
+    cut(*self.model, dictionary, fixes, s);
+    return words(self, text, s);
+  }, nb::arg("text"), nb::arg("dictionary").none(), nb::arg("fixes"),
+           nb::sig("def cut(self, text: str, dictionary: PkusegDictionary | None, fixes: bool) -> list[str]"))
+      .def("cut_user",
+           [](Segmenter& self, nb::str text, const Dictionary* dictionary, bool fixes) {
+    Scratch& s = scratch();
+    read(text, s.text);
+    cut(*self.model, dictionary, fixes, s);
+    const std::vector<uint32_t> numbers = s.user;
+    nb::object tokens = words(self, text, s);
+    nb::list user;
+    for (uint32_t number : numbers) user.append(number);
+    return nb::make_tuple(tokens, user);
+  }, nb::arg("text"), nb::arg("dictionary").none(), nb::arg("fixes"))
+      .def("scores", [](const Segmenter& self, nb::str text) {
+    Scratch& s = scratch();
+    read(text, s.text);
+    const auto n = static_cast<int64_t>(s.text.size());
+    const int tags = self.model->tags();
+    std::vector<double> out(n * tags);
+    self.model->scores(s.text.data(), n, s.decode, out.data());
+    return to_numpy(std::move(out), n, tags);
+  }, nb::arg("text"));
 
   nb::class_<pkuseg::Tagger>(m, "PkusegTagger")
       .def("__init__",
            [](pkuseg::Tagger* self, const nb::bytes& data, std::string_view format, Vector weights, int64_t features,
               int tags) {
-             pkuseg::Arena arena;
-             const auto names = pkuseg::read_names(parse(view(data), format, arena), false);
-             new (self) pkuseg::Tagger(names, weights.data(), features, tags);
-           },
+    pkuseg::Arena arena;
+    const auto names = pkuseg::read_names(parse(view(data), format, arena), false);
+    new (self) pkuseg::Tagger(names, weights.data(), features, tags);
+  },
            nb::arg("data"), nb::arg("format"), nb::arg("weights").noconvert(), nb::arg("features"), nb::arg("tags"))
-      .def(
-          "tag",
-          [](const pkuseg::Tagger& self, nb::list words) {
-            std::vector<std::u32string> texts(nb::len(words));
-            for (size_t i = 0; i < texts.size(); ++i) read(words[i], texts[i]);
-            nb::list out;
-            for (int32_t tag : self.tag(texts)) out.append(to_str(self.name(tag)));
-            return out;
-          },
-          nb::arg("words"));
+      .def("tag", [](const pkuseg::Tagger& self, nb::list words) {
+    std::vector<std::u32string> texts(nb::len(words));
+    for (size_t i = 0; i < texts.size(); ++i) read(words[i], texts[i]);
+    nb::list out;
+    for (int32_t tag : self.tag(texts)) out.append(to_str(self.name(tag)));
+    return out;
+  }, nb::arg("words"));
 
   nb::class_<Trainer>(m, "PkusegTrainer")
       .def("__init__",
            [](Trainer* self, nb::str text, double rate, bool reference, std::optional<nb::bytes> data,
               std::string_view format, std::optional<Vector> weights, int64_t features) {
-             std::u32string points;
-             read(text, points);
-             pkuseg::Arena arena;
-             pkuseg::Names names;
-             if (data) {
-               names = pkuseg::read_names(parse(view(*data), format, arena), true);
-               pkuseg::check_indices(names.features, features, "feature_to_idx");
-             }
-             auto corpus = std::make_unique<pkuseg::Corpus>(points, data ? &names : nullptr);
-             const double* init = weights ? weights->data() : nullptr;
-             auto* t = new (self) Trainer{std::move(corpus), nullptr, nullptr};
-             if (reference) {
-               t->reference = std::make_unique<pkuseg::ReferenceTrainer>(*t->corpus, rate, init, features);
-             } else {
-               t->fast = std::make_unique<pkuseg::FastTrainer>(*t->corpus, rate, init, features);
-             }
-           },
+    std::u32string points;
+    read(text, points);
+    pkuseg::Arena arena;
+    pkuseg::Names names;
+    if (data) {
+      names = pkuseg::read_names(parse(view(*data), format, arena), true);
+      pkuseg::check_indices(names.features, features, "feature_to_idx");
+    }
+    auto corpus = std::make_unique<pkuseg::Corpus>(points, data ? &names : nullptr);
+    const double* init = weights ? weights->data() : nullptr;
+    auto* t = new (self) Trainer{std::move(corpus), nullptr, nullptr};
+    if (reference) {
+      t->reference = std::make_unique<pkuseg::ReferenceTrainer>(*t->corpus, rate, init, features);
+    } else {
+      t->fast = std::make_unique<pkuseg::FastTrainer>(*t->corpus, rate, init, features);
+    }
+  },
            nb::arg("text"), nb::arg("rate"), nb::arg("reference"), nb::arg("data").none() = nb::none(),
            nb::arg("format") = "msgpack", nb::arg("weights").noconvert().none() = nb::none(), nb::arg("features") = 0)
       .def_prop_ro("sentences", [](const Trainer& t) { return t.corpus->sentences(); })
       .def_prop_ro("characters", [](const Trainer& t) { return t.corpus->characters(); })
       .def_prop_ro("features", [](const Trainer& t) { return t.corpus->features(); })
-      .def(
-          "epoch",
-          [](Trainer& t, Indices order, int updates, double upper, double lower, double l2) {
-            const pkuseg::Options o{upper, lower, l2, updates};
-            nb::gil_scoped_release release;
-            return t.reference ? t.reference->epoch(order.data(), o) : t.fast->epoch(order.data(), o);
-          },
-          nb::arg("order").noconvert(), nb::arg("updates"), nb::arg("upper"), nb::arg("lower"), nb::arg("l2"))
-      .def("weights",
-           [](const Trainer& t) {
-             auto w = t.reference ? std::vector<double>(t.reference->weights()) : t.fast->weights();
-             const size_t n = w.size();
-             return to_numpy(std::move(w), n);
-           })
-      .def("pack", [](const Trainer& t) {
-        const std::string bytes = t.corpus->pack();
-        return nb::bytes(bytes.data(), bytes.size());
-      });
+      .def("epoch",
+           [](Trainer& t, Indices order, int updates, double upper, double lower, double l2) {
+    const pkuseg::Options o{upper, lower, l2, updates};
+    nb::gil_scoped_release release;
+    return t.reference ? t.reference->epoch(order.data(), o) : t.fast->epoch(order.data(), o);
+  }, nb::arg("order").noconvert(), nb::arg("updates"), nb::arg("upper"), nb::arg("lower"), nb::arg("l2"))
+      .def("weights", [](const Trainer& t) {
+    auto w = t.reference ? std::vector<double>(t.reference->weights()) : t.fast->weights();
+    const size_t n = w.size();
+    return to_numpy(std::move(w), n);
+  }).def("pack", [](const Trainer& t) {
+    const std::string bytes = t.corpus->pack();
+    return nb::bytes(bytes.data(), bytes.size());
+  });
 }

@@ -1,9 +1,7 @@
 #pragma once
 
-#include <algorithm>
-#include <string>
+#include <cstdint>
 #include <string_view>
-#include <unordered_set>
 #include <vector>
 
 #include "pkuseg_table.h"
@@ -58,20 +56,45 @@ class UserWords {
 class MergedWords {
  public:
   void add(std::u32string_view word) {
-    words_.emplace(word);
-    longest_ = std::max(longest_, word.size());
+    trie_.insert(word, 1);
+    ++size_;
   }
-  size_t size() const { return words_.size(); }
+  size_t size() const { return size_; }
 
   // Merges runs of 7 to 2 tokens that spell a word, unless each of them is a word itself. `ends` holds the ends of the
   // tokens of one text, from index `from` on; the first starts at `start`.
-  void merge(const char32_t* text, int64_t start, std::vector<int64_t>& ends, size_t from) const {
+  void merge(const char32_t* text, int64_t start, std::vector<int64_t>& ends, size_t from,
+             std::vector<uint64_t>& lengths) const {
+    if (ends.size() - from < 2) return;
+    const int64_t n = ends.back();
+    lengths.resize(n - start);  // of the words at each token's start, a bit each
+    for (size_t i = from; i < ends.size(); ++i) {
+      const int64_t begin = i == from ? start : ends[i - 1];
+      uint64_t bits = 0;
+      uint32_t state = trie_.next(1, text[begin]);
+      for (int64_t j = begin; state && j - begin < 63;) {
+        if (trie_[state].word) bits |= uint64_t{1} << (j + 1 - begin);
+        if (++j == n) break;
+        state = trie_.next(state, text[j]);
+      }
+      lengths[begin - start] = bits;
+    }
+    const auto has = [&](int64_t begin, int64_t end) {
+      if (end - begin < 64) return (lengths[begin - start] >> (end - begin) & 1) != 0;
+      uint32_t state = 1;
+      for (int64_t j = begin; j < end && state; ++j) state = trie_.next(state, text[j]);
+      return trie_[state].word != 0;
+    };
     for (size_t m = 7; m >= 2; --m) {
       if (ends.size() - from < m) continue;
       size_t out = from;
       int64_t begin = start;
       for (size_t i = from; i < ends.size();) {
-        if (i + m <= ends.size() && merges(text, begin, &ends[i], m)) i += m - 1;
+        if (i + m <= ends.size() && has(begin, ends[i + m - 1])) {
+          bool all = has(begin, ends[i]);
+          for (size_t k = i + 1; all && k < i + m; ++k) all = has(ends[k - 1], ends[k]);
+          if (!all) i += m - 1;
+        }
         begin = ends[out++] = ends[i++];
       }
       ends.resize(out);
@@ -79,19 +102,8 @@ class MergedWords {
   }
 
  private:
-  bool has(const char32_t* text, int64_t start, int64_t end) const {
-    const std::u32string_view word(text + start, end - start);
-    return word.size() <= longest_ && words_.contains(word);
-  }
-  bool merges(const char32_t* text, int64_t start, const int64_t* ends, size_t m) const {
-    if (!has(text, start, ends[m - 1])) return false;
-    for (size_t k = 0; k < m; ++k)
-      if (!has(text, k ? ends[k - 1] : start, ends[k])) return true;
-    return false;
-  }
-
-  std::unordered_set<std::u32string, TextHash, std::equal_to<>> words_;
-  size_t longest_ = 0;
+  Trie trie_;
+  size_t size_ = 0;
 };
 
 }  // namespace pkuseg

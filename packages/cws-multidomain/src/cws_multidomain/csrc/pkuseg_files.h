@@ -12,8 +12,8 @@
 
 #include "pkuseg_text.h"
 
-// Plain values of hostile files: pickles and MessagePack. Only dict, list, set, str, int, bool and float are understood;
-// a pickle's virtual machine is run without any way to name, import or call something.
+// Plain values of hostile files: pickles and MessagePack. Only dict, list, set, str, int, bool and float are
+// understood; a pickle's virtual machine is run without any way to name, import or call something.
 namespace pkuseg {
 
 struct Value {
@@ -31,7 +31,8 @@ struct Value {
 
   std::string_view string() const { return {text.data, text.size}; }
   const char* type() const {
-    static constexpr const char* kNames[] = {"bool", "int", "float", "str", "list", "set", "dict", "tuple", "type", "mark"};
+    static constexpr const char* kNames[] = {"bool", "int",  "float", "str",  "list",
+                                             "set",  "dict", "tuple", "type", "mark"};
     return kNames[kind];
   }
 };
@@ -318,9 +319,7 @@ class Pickle {
     }
   }
 
-  [[noreturn]] void malformed() {
-    bad("the pickle is malformed before byte " + std::to_string(in_.at()));
-  }
+  [[noreturn]] void malformed() { bad("the pickle is malformed before byte " + std::to_string(in_.at())); }
   [[noreturn]] static void forbidden(std::string_view module, std::string_view name) {
     bad("the pickle asks for " + std::string(module.substr(0, 100)) + "." + std::string(name.substr(0, 100)) +
         "; only dict, list, set, str, int and float are read");
@@ -540,7 +539,8 @@ inline Names read_names(const Value* root, bool words) {
   const auto member = [&](std::string_view key) -> const Value& {
     const Value* found = nullptr;
     for (size_t i = 0; i < root->items->size(); i += 2)
-      if ((*root->items)[i]->kind == Value::kString && (*root->items)[i]->string() == key) found = (*root->items)[i + 1];
+      if ((*root->items)[i]->kind == Value::kString && (*root->items)[i]->string() == key)
+        found = (*root->items)[i + 1];
     if (!found) bad("'" + std::string(key) + "' is missing");
     return *found;
   };

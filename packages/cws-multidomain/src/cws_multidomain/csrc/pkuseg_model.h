@@ -71,8 +71,7 @@ inline int first_tag(const double* best, int tags) {
 
 class Model {
  public:
-  Model(const Names& names, const double* weights, int64_t features, int tags)
-      : tags_(tags), features_(features) {
+  Model(const Names& names, const double* weights, int64_t features, int tags) : tags_(tags), features_(features) {
     if (tags < 1 || tags > kMaxTags)
       bad("a segmentation model has 1 to " + std::to_string(kMaxTags) + " tags, weights.npz has " +
           std::to_string(tags));

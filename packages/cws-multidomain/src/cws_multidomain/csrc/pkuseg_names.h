@@ -12,9 +12,8 @@
 namespace pkuseg {
 
 enum Template : uint8_t { kConstant, kC, kC_1, kC1, kC_2, kC2, kC_1C, kCC1, kC_2C_1, kEnds, kStarts, kLeft, kRight };
-inline constexpr std::array<std::string_view, 13> kPrefixes = {"$$",    "c.",   "c-1.",    "c1.",   "c-2.",
-                                                               "c2.",   "c-1c.", "cc1.",   "c-2c-1.", "w-1.",
-                                                               "w1.",   "ww.l.", "ww.r."};
+inline constexpr std::array<std::string_view, 13> kPrefixes = {
+    "$$", "c.", "c-1.", "c1.", "c-2.", "c2.", "c-1c.", "cc1.", "c-2c-1.", "w-1.", "w1.", "ww.l.", "ww.r."};
 inline constexpr int kMaxWord = 6;  // nodes; words of 1 node make no feature
 
 // Words that texts can show, with numbers from 1 on.

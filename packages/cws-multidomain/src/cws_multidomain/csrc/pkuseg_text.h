@@ -37,7 +37,8 @@ inline char32_t rename(char32_t c) {
   }
 }
 
-// The class of a renamed character. The quirks are the models': no class for half-width letters, U+4E00, U+767E, U+FF4A.
+// The class of a renamed character. The quirks are the models': no class for half-width letters, U+4E00, U+767E,
+// U+FF4A.
 inline Node classify(char32_t c) {
   if (c < 0x80) return c >= '0' && c <= '9' ? kNumber : c;
   if (c < 0x30FB) return c;
@@ -79,7 +80,11 @@ inline void decode_utf8(std::string_view bytes, std::u32string& out) {
   out.clear();
   for (size_t i = 0; i < bytes.size();) {
     const auto b = static_cast<unsigned char>(bytes[i]);
-    const int more = b < 0x80 ? 0 : b >= 0xC2 && b < 0xE0 ? 1 : b >= 0xE0 && b < 0xF0 ? 2 : b >= 0xF0 && b < 0xF5 ? 3 : -1;
+    const int more = b < 0x80                ? 0
+                     : b >= 0xC2 && b < 0xE0 ? 1
+                     : b >= 0xE0 && b < 0xF0 ? 2
+                     : b >= 0xF0 && b < 0xF5 ? 3
+                                             : -1;
     char32_t c = more == 0 ? b : more == 1 ? b & 31 : more == 2 ? b & 15 : b & 7;
     bool good = more >= 0 && i + more < bytes.size();
     for (int k = 1; good && k <= more; ++k) {

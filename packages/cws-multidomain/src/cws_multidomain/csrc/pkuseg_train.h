@@ -47,7 +47,8 @@ class Corpus {
       if (words.size() <= number) words.resize(number + 1);
       words[number] = word;
     }
-    std::set<std::string, std::less<>> unigram(words.begin() + 1, words.end()), bigram(bigrams_.begin(), bigrams_.end());
+    std::set<std::string, std::less<>> unigram(words.begin() + 1, words.end()),
+        bigram(bigrams_.begin(), bigrams_.end());
     pairs_.each([&](const Table::Slot& s) { bigram.insert(words[s.key >> 32] + "*" + words[s.key & 0xFFFFFFFF]); });
     std::string out;
     MessagePack::map(4, out);
@@ -138,7 +139,8 @@ class Corpus {
     for (size_t i = 0; i <= text.size();) {
       if (i == text.size() || text[i] == '\n') {
         before = 0;
-        if (splits_.back() < static_cast<int64_t>(nodes_.size())) splits_.push_back(static_cast<int64_t>(nodes_.size()));
+        if (splits_.back() < static_cast<int64_t>(nodes_.size()))
+          splits_.push_back(static_cast<int64_t>(nodes_.size()));
         ++i;
         continue;
       }
@@ -260,8 +262,12 @@ struct Schedule {
 class ReferenceTrainer {
  public:
   ReferenceTrainer(const Corpus& corpus, double rate, const double* init, int64_t old)
-      : corpus_(corpus), w_(kTags * (corpus.features() + kTags)), rates_(corpus.features() + 1, rate),
-        gradient_(w_.size()), counts_(rates_.size()), seen_(rates_.size(), -1) {
+      : corpus_(corpus),
+        w_(kTags * (corpus.features() + kTags)),
+        rates_(corpus.features() + 1, rate),
+        gradient_(w_.size()),
+        counts_(rates_.size()),
+        seen_(rates_.size(), -1) {
     if (!init) return;
     std::copy(init, init + kTags * old, w_.begin());
     std::copy(init + kTags * old, init + kTags * (old + kTags), w_.end() - kTags * kTags);
@@ -424,7 +430,7 @@ struct FastSentence {
   const uint32_t* ids;
   const uint8_t* gold;
   int64_t n;
-  float* edges;  // [before][8 after]; a row like the others, its rate in `edge_rate`
+  float* edges;   // [before][8 after]; a row like the others, its rate in `edge_rate`
   float* buffer;  // 4 x 8 floats per position
   float edge_rate;
   float stamp;
@@ -572,8 +578,8 @@ class FastTrainer {
       const int64_t from = corpus_.splits()[order[k]];
       if (check(k)) edge_rate_ *= upper - range;
       error += fast_sentence({rows_.data(), &corpus_.row_splits()[from], corpus_.ids().data(), &corpus_.tags()[from],
-                              corpus_.splits()[order[k] + 1] - from, edges_, buffer_.data(), edge_rate_, n,
-                              check(k), upper, range / n});
+                              corpus_.splits()[order[k] + 1] - from, edges_, buffer_.data(), edge_rate_, n, check(k),
+                              upper, range / n});
       if (!check(k)) continue;
       const auto decay = static_cast<float>(n / (o.l2 * o.l2 * static_cast<double>(check.n)));
       fast_update(rows_.data(), corpus_.features(), upper, range / n, decay);
