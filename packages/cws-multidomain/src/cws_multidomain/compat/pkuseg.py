@@ -82,13 +82,25 @@ class pkuseg:
             self._user_tags = {word: tag for word, tag in words if tag}
             return
         directory = _directory(model_name)
-        merged = [] if user_dict is None else _merged(model_name, directory, merge)
-        self._dictionary = None
-        if words or merged:
-            self._dictionary = PkusegDictionary([word for word, _ in words if word], merged)
+        self._words = [word for word, _ in words if word]
+        self._merge = [] if user_dict is None else _merged(model_name, directory, merge)
+        self._dictionary = self._compiled()
         self._model = _pkuseg.Model.load(directory)
         if postag:
             self._tagger = _pkuseg.Tagger(_home() / "postag" if postag is True else postag)
+
+    def _compiled(self) -> PkusegDictionary | None:
+        if not self._words and not self._merge:
+            return None
+        return PkusegDictionary(self._words, [word for path in self._merge for word in _pkuseg.read_words(path)])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_dictionary"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self._model is not None:
+            self._dictionary = self._compiled()
 
     def cut(self, txt: str) -> list[Any]:
         """The words of a text, without whitespace; with `postag` pairs of words and tags."""
@@ -227,7 +239,7 @@ def _user_words(source: str | os.PathLike[str] | Iterable[str | tuple[str, str]]
         return [(row[0].strip(), row[1].strip() if len(row) > 1 else "") for row in rows]
     words = []
     for k, entry in enumerate(source):
-        pair = (entry, "") if isinstance(entry, str) else tuple(entry)
+        pair = (entry, "") if isinstance(entry, str) else tuple(entry) if isinstance(entry, Iterable) else ()
         if len(pair) != 2 or not all(isinstance(part, str) for part in pair):
             raise TypeError(f"user_dict must have words, or pairs of a word and a tag, got {entry!r} at index {k}")
         words.append((pair[0].strip(), pair[1].strip()))
@@ -236,18 +248,18 @@ def _user_words(source: str | os.PathLike[str] | Iterable[str | tuple[str, str]]
 
 def _merged(
     model_name: str | os.PathLike[str], directory: Path, merge: Iterable[str | os.PathLike[str]] | None
-) -> list[str]:
+) -> list[Path]:
+    """The files of words to merge."""
     if merge is not None:
-        paths = [Path(path) for path in merge]
-    else:
-        paths = [path for path in (directory / "default.pkl", _home() / "default.pkl") if path.is_file()][:1]
-        if not paths:
-            warnings.warn(
-                f"user_dict other than None merges the words of the reference's default.pkl, and {directory} has none: "
-                "nothing is merged; pass merge=[path of default.pkl], or merge=[] to say so",
-                UserWarning,
-                stacklevel=3,
-            )
-        if str(model_name) in _WITH_DICTIONARY:
-            paths += [path for path in (directory / f"{model_name}_dict.pkl",) if path.is_file()]
-    return [word for path in paths for word in _pkuseg.read_words(path)]
+        return [Path(path) for path in merge]
+    paths = [path for path in (directory / "default.pkl", _home() / "default.pkl") if path.is_file()][:1]
+    if not paths:
+        warnings.warn(
+            f"user_dict other than None merges the words of the reference's default.pkl, and {directory} has none: "
+            "nothing is merged; pass merge=[path of default.pkl], or merge=[] to say so",
+            UserWarning,
+            stacklevel=3,
+        )
+    if str(model_name) in _WITH_DICTIONARY:
+        paths += [path for path in (directory / f"{model_name}_dict.pkl",) if path.is_file()]
+    return paths
