@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 import random
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pytest
 
+from cws_multidomain import _pkuseg
+from cws_multidomain._core import pkuseg_load, pkuseg_viterbi
 from cws_multidomain.compat.jieba import Tokenizer
+from cws_multidomain.compat.pkuseg import pkuseg as CompatSegmenter
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -111,3 +116,196 @@ def test_rjieba_agrees(jieba_dictionary: Path, jieba_texts: list[str]) -> None:
     rjieba = peer("rjieba")
     han = ["".join(filter(lambda c: "\u4e00" <= c <= "\u9fd5", text)) for text in jieba_texts]
     same(Tokenizer(jieba_dictionary).lcut, lambda text, HMM: rjieba.cut(text, HMM), han, HMM=False)
+
+
+# spacy-pkuseg
+
+
+@pytest.fixture(scope="module")
+def pkuseg() -> ModuleType:
+    return peer("spacy_pkuseg")
+
+
+def made_sentences(count: int, seed: int) -> list[list[str]]:
+    """Words of a small vocabulary whose parts are words too, with all that pkuseg puts into classes."""
+    chance = random.Random(seed)
+    signs = "-._,|/*:几二三四五六七八九十千万亿兆零１０％ＡＺａｉｊｋｚ／・－一百0189AZaz，。&é😀𠀀"
+    parts = [chr(0x4E00 + k) for k in range(0, 900, 15)] + list(signs)
+    vocabulary = ["".join(chance.choices(parts, k=chance.choice([1, 1, 2, 2, 2, 3, 4, 6, 7, 11]))) for _ in range(400)]
+    return [chance.choices(vocabulary, k=chance.randint(1, 25)) for _ in range(count)]
+
+
+def zhuxian(part: str) -> list[list[str]]:
+    path = DATA / "zhuxian" / f"{part}.zhuxian.wordpos"
+    if not path.exists():
+        pytest.skip("the Zhuxian corpus is not in shared/data/cws/zhuxian")
+    lines = path.read_text("utf-8").splitlines()
+    return [[token.rpartition("_")[0] for token in line.split()] for line in lines if line.strip()]
+
+
+class Trained(NamedTuple):
+    """A model of spacy-pkuseg, what it was trained on, and how."""
+
+    directory: Path
+    text: str
+    orders: list[list[int]]
+    objective: list[float]
+
+
+def train_peer(
+    pkuseg: ModuleType, sentences: list[list[str]], where: Path, epochs: int = 3, init: Path | None = None
+) -> Trained:
+    """Trains the peer, noting its order of sentences and its objective."""
+    optimizer, text = pkuseg.trainer.ADF, _pkuseg.corpus_text(sentences)
+    orders: list[list[int]] = []
+    objective: list[float] = []
+    shuffle, optimize = random.shuffle, optimizer.optimize
+
+    def noted_shuffle(order: list[int]) -> None:
+        shuffle(order)
+        orders.append(list(order))
+
+    def noted_optimize(self: Any) -> Any:
+        report = optimize(self)
+        objective.append(float(report[0]))
+        return report
+
+    where.mkdir()
+    (where / "train.txt").write_text(text, "utf-8")
+    (where / "test.txt").write_text("\n".join(text.split("\n")[:9]), "utf-8")
+    random.seed(17)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(random, "shuffle", noted_shuffle)
+        patch.setattr(optimizer, "optimize", noted_optimize)
+        pkuseg.train(str(where / "train.txt"), str(where / "test.txt"), str(where), epochs, init and str(init))
+    return Trained(where, text, orders, objective)
+
+
+@pytest.fixture(scope="module", params=["made", "zhuxian"])
+def trained(request: pytest.FixtureRequest, pkuseg: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    sentences = made_sentences(120, 0) if request.param == "made" else zhuxian("train")[:250]
+    return train_peer(pkuseg, sentences, tmp_path_factory.mktemp("peer") / request.param)
+
+
+def pkuseg_texts(trained: Trained) -> list[str]:
+    """Sentences, noise of their characters, and the edges of what a text can be."""
+    chance = random.Random(3)
+    lines = [line.replace(" ", "") for line in trained.text.split("\n")]
+    pool = sorted(set("".join(lines))) + list("０ｊ・／－％.-*/\u200b\ufeff\x00\ud800\udfff🇨🇳👩\u3042")
+    noise = ["".join(chance.choices(pool, k=chance.choice([1, 2, 3, 7, 40, 64, 65, 300]))) for _ in range(300)]
+    spaced = ["\u3000" + line[:9] + " \t" + line[9:] + "\r\n" for line in lines[:60]]
+    return ["", " \n", "\x1c\x85", "电动车在上海", "".join(lines), *lines, *noise, *spaced]
+
+
+def test_pkuseg_training_has_the_peers_features_objective_and_weights(trained: Trained) -> None:
+    model = _pkuseg.train(trained.text, epochs=len(trained.orders), orders=trained.orders)
+    weights = np.load(trained.directory / "weights.npz")
+    assert model.files.features == (trained.directory / "features.msgpack").read_bytes()
+    assert (model.n_tags, model.n_features) == tuple(weights["sizes"])
+    np.testing.assert_allclose(model.objective, trained.objective, rtol=1e-12)
+    np.testing.assert_allclose(model.weights, weights["w"], rtol=0, atol=1e-11)
+    seeded = _pkuseg.train(trained.text, epochs=len(trained.orders), seed=17)
+    assert seeded.weights.tobytes() == model.weights.tobytes()
+
+
+def test_pkuseg_training_goes_on_as_the_peers(trained: Trained, pkuseg: ModuleType, tmp_path: Path) -> None:
+    more = [*made_sentences(40, 5), *(line.split() for line in trained.text.split("\n")[::5])]
+    again = train_peer(pkuseg, more, tmp_path / "more", 2, trained.directory)
+    model = _pkuseg.train(again.text, epochs=2, orders=again.orders, init=_pkuseg.Model.load(trained.directory))
+    loaded, theirs = (
+        pkuseg_load(data, "msgpack")
+        for data in (model.files.features, (again.directory / "features.msgpack").read_bytes())
+    )
+    assert loaded == theirs
+    np.testing.assert_allclose(model.objective, again.objective, rtol=1e-12)
+    np.testing.assert_allclose(model.weights, np.load(again.directory / "weights.npz")["w"], rtol=0, atol=1e-11)
+
+
+def test_pkuseg_scores_are_the_peers_bit_for_bit(trained: Trained, pkuseg: ModuleType) -> None:
+    ours, theirs = _pkuseg.Model.load(trained.directory), pkuseg.pkuseg(str(trained.directory), user_dict=None)
+    inference, extractor = pkuseg._inf, theirs.feature_extractor
+    for text in pkuseg_texts(trained):
+        for piece in text.split():
+            nodes = list(extractor.normalize_text(piece))
+            ids = [extractor.get_node_features_idx(i, nodes) for i in range(len(nodes))]
+            scores, _ = inference.getLogYY(ids, 5, ours.n_features * 5, theirs.model.w, 1.0)
+            assert np.array_equal(ours.core.scores(piece), scores)
+
+
+@pytest.mark.parametrize("kind", ["none", "default", "words", "pairs", "file"])
+def test_pkuseg_cuts_as_the_peer(trained: Trained, pkuseg: ModuleType, kind: str, tmp_path: Path) -> None:
+    default = Path(str(pkuseg.__file__)).parent / "dicts" / "default.pkl"
+    chance = random.Random(4)
+    line = trained.text.replace(" ", "").replace("\n", "")
+    starts = [chance.randrange(len(line) - 9) for _ in range(500)]
+    words = [line[start : start + chance.choice([1, 2, 2, 3, 4, 8])] for start in starts] + ["车", "车在中国"]
+    (tmp_path / "words.txt").write_text("".join(f" {word}\tn\r\n" for word in words), "utf-8")
+    user = {"none": None, "default": "default", "words": words, "pairs": [(word, "n") for word in words]}
+    given = user.get(kind, str(tmp_path / "words.txt"))
+    theirs = pkuseg.pkuseg(str(trained.directory), user_dict=given)
+    ours = CompatSegmenter(trained.directory, given, merge=[default])
+    texts = pkuseg_texts(trained)
+    assert [ours.cut(text) for text in texts] == [theirs.cut(text) for text in texts]
+
+
+@pytest.mark.parametrize("name", ["msr", "pku", "cityu"])
+def test_pkuseg_cuts_the_second_bakeoff_as_the_peer(pkuseg: ModuleType, trained: Trained, name: str) -> None:
+    path = DATA / "icwb2" / f"{name}_test.utf8"
+    if not path.exists():
+        pytest.skip(f"{path.name} of the second SIGHAN bakeoff is not in shared/data/cws/icwb2")
+    default = Path(str(pkuseg.__file__)).parent / "dicts" / "default.pkl"
+    lines = path.read_text("utf-8").splitlines()[::10]
+    for user in (None, "default"):
+        theirs, ours = (
+            pkuseg.pkuseg(str(trained.directory), user_dict=user),
+            CompatSegmenter(trained.directory, user, merge=[default]),
+        )
+        assert [ours.cut(line) for line in lines] == [theirs.cut(line) for line in lines]
+
+
+def test_pkuseg_models_that_we_write_are_loaded_by_the_peer(pkuseg: ModuleType, tmp_path: Path) -> None:
+    text = _pkuseg.corpus_text(made_sentences(80, 6))
+    for reference in (True, False):
+        ours = _pkuseg.train(text, epochs=2, reference=reference)
+        ours.save(tmp_path)
+        theirs = pkuseg.pkuseg(str(tmp_path), user_dict=None)
+        lines = [line.replace(" ", "") for line in text.split("\n")]
+        assert [ours.cut(line) for line in lines] == [theirs.cut(line) for line in lines]
+
+
+def test_pkuseg_viterbi_is_the_peers(pkuseg: ModuleType) -> None:
+    chance = np.random.default_rng(0)
+    for tags in (2, 3, 5, 8, 41):
+        for n in (1, 2, 7, 60):
+            for _ in range(10):
+                exact = chance.standard_normal((n, tags)), chance.standard_normal((tags, tags))
+                ties = (
+                    chance.integers(-1, 2, (n, tags)).astype(float),
+                    chance.integers(-1, 2, (tags, tags)).astype(float),
+                )
+                for nodes, edges in (exact, ties):
+                    expected = pkuseg._inf.run_viterbi(nodes, edges)[1]
+                    assert np.array_equal(pkuseg_viterbi(nodes, edges), expected)
+
+
+def test_pkuseg_tags_words_as_the_peer(pkuseg: ModuleType, trained: Trained, tmp_path: Path) -> None:
+    chance = random.Random(7)
+    sentences = [line.split() for line in trained.text.split("\n")]
+    features = {"$$"} | {"tr1.w-1.BOS", "tr1.w1.EOS", "tr1.w-2.BOS", "tr1.w_-1_0.BOS", "tr1.w_0_1.EOS", "w.**Num"}
+    extractor = pkuseg.Postag.__init__.__globals__["FeatureExtractor"]()
+    for words in sentences[:100]:
+        nodes = list(extractor.normalize_text(list(words)))
+        for i in range(len(nodes)):
+            features.update(extractor.get_node_features(i, nodes))
+    index = {name: k for k, name in enumerate(["$$", *sorted(features - {"$$", "/"})])}
+    tags = {f"t{k}": k for k in range(39)}
+    (tmp_path / "features.pkl").write_bytes(pickle.dumps({"feature_to_idx": index, "tag_to_idx": tags}))
+    w = np.random.default_rng(8).standard_normal(39 * (len(index) + 39))
+    np.savez(tmp_path / "weights.npz", sizes=np.array([39, len(index)]), w=w)
+    ours, theirs = _pkuseg.Tagger(tmp_path), pkuseg.Postag(str(tmp_path))
+    odd = [["３", "0.5", "", "十二", "a-b", "*"], ["x"], *(chance.sample(words, len(words)) for words in sentences)]
+    assert [ours.tag(list(words)) for words in odd] == [theirs.tag(list(words)) for words in odd]
+    segmenter = CompatSegmenter(trained.directory, [("车", "own"), ("在", "")], tmp_path, merge=[])
+    words, parts = zip(*segmenter.cut("电动车在上海"), strict=True)
+    expected = theirs.tag(list(words))
+    assert list(parts) == ["own" if word.startswith("车") else tag for word, tag in zip(words, expected, strict=True)]

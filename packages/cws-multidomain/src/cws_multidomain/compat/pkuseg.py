@@ -9,12 +9,12 @@ import os
 import time
 import warnings
 from collections.abc import Iterable
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import _pkuseg
 from .._core import PkusegDictionary
+from ..evaluation import evaluate
 
 if TYPE_CHECKING:
     from ..segmenter import Segmenter
@@ -193,8 +193,8 @@ def train(
     for name, path in (("trainFile", trainFile), ("testFile", testFile)):
         if not Path(path).is_file():
             raise FileNotFoundError(f"{name} {path} does not exist")
-    gold = [line.split() for line in _pkuseg.read_text(testFile).split("\n")]
-    if not any(gold):
+    gold = [words for line in _pkuseg.read_text(testFile).split("\n") if (words := line.split())]
+    if not gold:
         raise ValueError(f"{testFile}: must have at least one word, got none")
     text = _pkuseg.read_text(trainFile)
     if not text or text.isspace():
@@ -202,19 +202,8 @@ def train(
     init = None if init_model is None else _pkuseg.Model.load(_directory(init_model))
     model = _pkuseg.train(text, epochs=train_iter, seed=seed, init=init, reference=reference)
     model.save(savedir)
-    return Training(model.objective, *_scores(gold, [model.cut("".join(words)) for words in gold]))
-
-
-def _scores(gold: list[list[str]], cut: list[list[str]]) -> tuple[float, float, float]:
-    def spans(words: list[str]) -> set[tuple[int, int]]:
-        ends = [0]
-        for word in words:
-            ends.append(ends[-1] + len(word))
-        return set(pairwise(ends))
-
-    right = sum(len(spans(g) & spans(c)) for g, c in zip(gold, cut, strict=True))
-    precision, recall = (100 * right / sum(map(len, side)) for side in (cut, gold))
-    return precision, recall, 2 * precision * recall / (precision + recall) if right else 0.0
+    scores = evaluate(gold, [model.cut("".join(words)) for words in gold])
+    return Training(model.objective, 100 * scores.precision, 100 * scores.recall, 100 * scores.f1)
 
 
 def _home() -> Path:
