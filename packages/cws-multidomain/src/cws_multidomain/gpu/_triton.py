@@ -6,7 +6,7 @@ are a dimension of a block, padded to a power of two.
 """
 
 # ruff: noqa: RUF005 (a kernel cannot unpack tuples into a tuple)
-# mypy: no-check-untyped-defs
+# mypy: disable-error-code="assignment,misc,var-annotated"
 
 from __future__ import annotations
 
