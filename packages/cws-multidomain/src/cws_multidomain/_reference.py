@@ -10,7 +10,7 @@ import numpy as np
 from ._weights import Component, Gate, Weights
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -53,16 +53,15 @@ def sentences(text: str) -> list[tuple[int, int]]:
 
 # ---- rules: joint[i], no boundary before i; start[i], a boundary before i
 
-_LETTER = "A-Za-zＡ-Ｚａ-ｚ\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff"  # noqa: RUF001
+_LETTER = "A-Za-zＡ-Ｚａ-ｚ\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff"
 _LATIN = re.compile(f"[{_LETTER}]+")
-_DIGIT = "0-9０-９"  # noqa: RUF001
-_NUMBER = re.compile(rf"[{_DIGIT}]+(?:[.,．][{_DIGIT}]+)*")  # noqa: RUF001
+_DIGIT = "0-9０-９"
+_NUMBER = re.compile(rf"[{_DIGIT}]+(?:[.,．][{_DIGIT}]+)*")
 _URL = re.compile(
-    r"(?<![A-Za-z0-9])(?:[A-Za-z][A-Za-z0-9+.-]*://|[Ww][Ww][Ww]\.)[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+"
+    r"(?<![A-Za-z0-9])(?:[A-Za-z][A-Za-z0-9+.-]*://|[Ww][Ww][Ww]\.)([A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+)"
 )
-_EMAIL = re.compile(
-    r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9_%+-]+(?:\.[A-Za-z0-9_%+-]+)*@(?:[A-Za-z0-9-]+\.)+[A-Za-z0-9-]*[A-Za-z0-9]"
-)
+_EMAIL = re.compile(r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+")
+_TRAILING = ".,;:!?'\")]}"
 
 
 def masks(text: str, rules: Collection[str] = RULES) -> tuple[Bool, Bool]:
@@ -72,23 +71,30 @@ def masks(text: str, rules: Collection[str] = RULES) -> tuple[Bool, Bool]:
         if rule in rules:
             for match in pattern.finditer(text):
                 joint[match.start() + 1 : match.end()] = True
-    for rule, pattern in (("email", _EMAIL), ("url", _URL)):
-        if rule in rules:
-            for begin, end in whole(pattern, text):
-                joint[begin + 1 : end] = True
-                start[begin + 1 : end] = False
-                start[[begin, end]] = True
-                joint[[begin, end]] = False
+    for begin, end in addresses(text, rules):
+        joint[begin + 1 : end] = True
+        start[begin + 1 : end] = False
+        start[[begin, end]] = True
+        joint[[begin, end]] = False
+    start[0] = True
     return joint[:-1], start[:-1]
 
 
-def whole(pattern: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
-    """Matches without the punctuation at their ends."""
-    for match in pattern.finditer(text):
-        begin, end = match.span()
-        while end > begin and text[end - 1] in ".,;:!?'\")]}":
-            end -= 1
-        yield begin, end
+def addresses(text: str, rules: Collection[str] = RULES) -> list[tuple[int, int]]:
+    """URL without the punctuation at their ends, and e-mail addresses; of two that overlap the one that begins first."""
+    spans: list[tuple[int, int, int]] = []
+    if "url" in rules:
+        for match in _URL.finditer(text):
+            body = text[match.start(1) : match.end()].rstrip(_TRAILING)
+            if body:
+                spans.append((match.start(), 0, match.start(1) + len(body)))
+    if "email" in rules:
+        spans += [(match.start(), 1, match.end()) for match in _EMAIL.finditer(text)]
+    kept: list[tuple[int, int]] = []
+    for begin, _, end in sorted(spans):
+        if not kept or begin >= kept[-1][1]:
+            kept.append((begin, end))
+    return kept
 
 
 # ---- features

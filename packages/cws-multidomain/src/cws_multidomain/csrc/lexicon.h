@@ -182,12 +182,14 @@ void for_each_word(const Lexicon& lexicon, Visit visit) {
 
 struct MarkScratch {
   std::vector<uint32_t> at, state, found;
-  std::vector<uint8_t> begins, ends, insides;
+  std::vector<uint8_t> begins, ends, insides;  // of position i at [i + 1], between two zeros
 
   void reserve(int64_t n) {
-    if (int64_t(at.size()) >= n + 16) return;
-    for (auto* v : {&at, &state, &found}) v->resize(n + 16);
-    for (auto* v : {&begins, &ends, &insides}) v->resize(n + 16);
+    if (int64_t(at.size()) < n + 16) {
+      for (auto* v : {&at, &state, &found}) v->resize(n + 16);
+      for (auto* v : {&begins, &ends, &insides}) v->resize(n + 16);
+    }
+    for (auto* v : {&begins, &ends, &insides}) std::memset(v->data(), 0, n + 2);
   }
 };
 
@@ -195,13 +197,12 @@ struct MarkScratch {
 // All starts walk one step together, so that no branch depends on the text and the probes overlap.
 inline void find_marks(const Lexicon& lexicon, const uint16_t* symbols, int64_t n, MarkScratch& w) {
   w.reserve(n);
-  for (auto* v : {&w.begins, &w.ends, &w.insides}) std::memset(v->data(), 0, n);
   uint32_t* __restrict at = w.at.data();
   uint32_t* __restrict state = w.state.data();
   uint32_t* __restrict found = w.found.data();
-  uint8_t* __restrict begins = w.begins.data();
-  uint8_t* __restrict ends = w.ends.data();
-  uint8_t* __restrict insides = w.insides.data();
+  uint8_t* __restrict begins = w.begins.data() + 1;
+  uint8_t* __restrict ends = w.ends.data() + 1;
+  uint8_t* __restrict insides = w.insides.data() + 1;
   int64_t walkers = 0;
   for (int64_t p = 0; p < n; ++p) {
     const uint32_t s = lexicon.first[symbols[p]] >> 1;
@@ -236,7 +237,7 @@ inline void marks(const Lexicon& lexicon, const uint16_t* symbols, int64_t n, ui
   padded.resize(n + kLongestMark, kAfter);
   MarkScratch w;
   find_marks(lexicon, padded.data(), n, w);
-  for (int64_t i = 0; i < n; ++i) m[i] = uint8_t(25 * w.begins[i] + 5 * w.ends[i] + w.insides[i]);
+  for (int64_t i = 0; i < n; ++i) m[i] = uint8_t(25 * w.begins[i + 1] + 5 * w.ends[i + 1] + w.insides[i + 1]);
 }
 
 }  // namespace cws
