@@ -35,7 +35,8 @@ def ranges() -> list[tuple[int, int, str]]:
 
 
 def main() -> None:
-    print('#pragma once\n\n#include "unicode.h"\n\n// Written by tests/unicode_classes.py: first code point, number of them, class.\n')
+    print('#pragma once\n\n#include "unicode.h"\n')
+    print("// Written by tests/unicode_classes.py: first code point, number of them, class.\n")
     print("namespace cws {\n\ninline constexpr ClassRange kClassRanges[] = {")
     line = "    "
     for first, last, name in ranges():

@@ -2,13 +2,18 @@
 
 from .corpus import Partial, Sentence, read_corpus, recipe
 from .evaluation import Comparison, Interval, Scores, bootstrap, compare, evaluate, matrix, sentence_counts
+from .segmenter import Explanation, Offsets, Segmenter, Token
 
 __all__ = [
     "Comparison",
+    "Explanation",
     "Interval",
+    "Offsets",
     "Partial",
     "Scores",
+    "Segmenter",
     "Sentence",
+    "Token",
     "bootstrap",
     "compare",
     "evaluate",

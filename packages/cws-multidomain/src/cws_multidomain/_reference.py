@@ -81,7 +81,7 @@ def masks(text: str, rules: Collection[str] = RULES) -> tuple[Bool, Bool]:
 
 
 def addresses(text: str, rules: Collection[str] = RULES) -> list[tuple[int, int]]:
-    """URL without the punctuation at their ends, and e-mail addresses; of two that overlap the one that begins first."""
+    """URL without the punctuation at their ends, and e-mail addresses; of two that overlap, the first."""
     spans: list[tuple[int, int, int]] = []
     if "url" in rules:
         for match in _URL.finditer(text):

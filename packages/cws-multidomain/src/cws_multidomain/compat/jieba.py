@@ -288,7 +288,7 @@ def _split(segmenter: Segmenter, words: list[str]) -> list[str]:
 
 
 def _of_model(segmenter: Segmenter) -> JiebaDictionary:
-    raise NotImplementedError
+    return _build(segmenter.dictionary().items())
 
 
 def _read(source: Source) -> JiebaDictionary:

@@ -127,7 +127,10 @@ class Block {
     int64_t begin, end;
   };
 
-  explicit Block(const Engine& engine) : engine_(engine), model_(engine.model()) { reset(); }
+  explicit Block(const Engine& engine) : engine_(engine), model_(engine.model()) {
+    reserve(kFull);
+    reset();
+  }
 
   // Before a text; also after an exception.
   void reset() {
