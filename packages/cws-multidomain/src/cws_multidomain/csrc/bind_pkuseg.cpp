@@ -245,6 +245,8 @@ void bind_pkuseg(nb::module_& m) {
       read(word, text);
       self->merged.add(text);
     }
+    self->user.link();
+    self->merged.link();
   }, nb::arg("user"), nb::arg("merged"));
 
   nb::class_<Segmenter>(m, "PkusegModel")

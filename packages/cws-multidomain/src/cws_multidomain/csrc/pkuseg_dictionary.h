@@ -19,6 +19,8 @@ class UserWords {
   void add(std::u32string_view word) {
     if (!word.empty()) trie_.insert(word, ++size_);
   }
+  // After the last word.
+  void link() { trie_.link(); }
   uint32_t size() const { return size_; }
 
   // Cuts text[0..n) at the longest words from the left. The reference forgets to step back when a longer word fails, so
@@ -27,12 +29,12 @@ class UserWords {
     pieces.clear();
     int64_t last = 0;
     for (int64_t i = 0; i < n;) {
-      uint32_t state = 1, word = 0;
+      uint32_t link = Trie::kRoot, word = 0;
       int64_t j = i, end = i;
-      while (j < n && (state = trie_.next(state, text[j]))) {
+      while (j < n && (link = trie_.next(link, text[j]))) {
         ++j;
-        if (trie_[state].word) {
-          word = trie_[state].word;
+        if (link & Trie::kWord) {
+          word = trie_.word(link);
           end = j;
         }
       }
@@ -56,9 +58,11 @@ class UserWords {
 class MergedWords {
  public:
   void add(std::u32string_view word) {
-    trie_.insert(word, 1);
+    if (!word.empty()) trie_.insert(word, 1);
     ++size_;
   }
+  // After the last word.
+  void link() { trie_.link(); }
   size_t size() const { return size_; }
 
   // Merges runs of 7 to 2 tokens that spell a word, unless each of them is a word itself. `ends` holds the ends of the
@@ -71,19 +75,19 @@ class MergedWords {
     for (size_t i = from; i < ends.size(); ++i) {
       const int64_t begin = i == from ? start : ends[i - 1];
       uint64_t bits = 0;
-      uint32_t state = trie_.next(1, text[begin]);
-      for (int64_t j = begin; state && j - begin < 63;) {
-        if (trie_[state].word) bits |= uint64_t{1} << (j + 1 - begin);
+      uint32_t link = trie_.next(Trie::kRoot, text[begin]);
+      for (int64_t j = begin; link && j - begin < 63;) {
+        if (link & Trie::kWord) bits |= uint64_t{1} << (j + 1 - begin);
         if (++j == n) break;
-        state = trie_.next(state, text[j]);
+        link = trie_.next(link, text[j]);
       }
       lengths[begin - start] = bits;
     }
     const auto has = [&](int64_t begin, int64_t end) {
       if (end - begin < 64) return (lengths[begin - start] >> (end - begin) & 1) != 0;
-      uint32_t state = 1;
-      for (int64_t j = begin; j < end && state; ++j) state = trie_.next(state, text[j]);
-      return trie_[state].word != 0;
+      uint32_t link = Trie::kRoot;
+      for (int64_t j = begin; j < end && link; ++j) link = trie_.next(link, text[j]);
+      return (link & Trie::kWord) != 0;
     };
     for (size_t m = 7; m >= 2; --m) {
       if (ends.size() - from < m) continue;

@@ -22,19 +22,35 @@ inline constexpr int kMaxTags = 8;  // one AVX-512 register of float64
 
 // Only for local variables: lanes past a model's tags hold rubbish that never reaches the others.
 typedef double Lanes __attribute__((vector_size(64)));
+typedef double FourLanes __attribute__((vector_size(32)));
 typedef int64_t LaneMask __attribute__((vector_size(64)));
 typedef int8_t LaneBytes __attribute__((vector_size(8)));
 
-// Sums rows[splits[i]..splits[i + 1]) one after the other, from 0.
-CLONES static void sum_rows(const double* const* rows, const uint32_t* splits, int64_t count, double* out) {
+// Sums rows[splits[i]..splits[i + 1]) one after the other, from 0. The usual 5 tags read no byte, and so no cache line,
+// past a row.
+CLONES static void sum_rows(const double* const* rows, const uint32_t* splits, int64_t count, int tags, double* out) {
   for (int64_t i = 0; i < count; ++i) {
-    Lanes sum = {};
-    for (uint32_t r = splits[i]; r < splits[i + 1]; ++r) {
-      Lanes row;
-      std::memcpy(&row, rows[r], sizeof row);
-      sum += row;
+    double* to = out + kMaxTags * i;
+    if (tags == 5) {
+      FourLanes sum = {};
+      double fifth = 0;
+      for (uint32_t r = splits[i]; r < splits[i + 1]; ++r) {
+        FourLanes row;
+        std::memcpy(&row, rows[r], sizeof row);
+        sum += row;
+        fifth += rows[r][4];
+      }
+      std::memcpy(to, &sum, sizeof sum);
+      to[4] = fifth;
+    } else {
+      Lanes sum = {};
+      for (uint32_t r = splits[i]; r < splits[i + 1]; ++r) {
+        Lanes row;
+        std::memcpy(&row, rows[r], sizeof row);
+        sum += row;
+      }
+      std::memcpy(to, &sum, sizeof sum);
     }
-    std::memcpy(out + kMaxTags * i, &sum, sizeof sum);
   }
 }
 
@@ -71,7 +87,8 @@ inline int first_tag(const double* best, int tags) {
 
 class Model {
  public:
-  Model(const Names& names, const double* weights, int64_t features, int tags) : tags_(tags), features_(features) {
+  Model(const Names& names, const double* weights, int64_t features, int tags)
+      : tags_(tags), pair_stride_((3 * tags + 7) / 8 * 8), features_(features) {
     if (tags < 1 || tags > kMaxTags)
       bad("a segmentation model has 1 to " + std::to_string(kMaxTags) + " tags, weights.npz has " +
           std::to_string(tags));
@@ -86,6 +103,15 @@ class Model {
     const double* edges = weights + features * tags;
     for (int k = 0; k < tags; ++k)
       for (int y = 0; y < tags; ++y) edges_[kMaxTags * k + y] = 1.0 + edges[k * tags + y];
+    size_t pairs = 0, word_pairs = 0;  // almost always so many
+    for (const auto& [name, index] : names.features) {
+      pairs += name.starts_with(kPrefixes[kCC1]);
+      word_pairs += name.starts_with(kPrefixes[kLeft]);
+    }
+    pairs_.reserve(pairs);
+    word_pairs_.reserve(word_pairs);
+    pair_rows_.reserve((pairs + 2) * pair_stride_);
+    word_pair_rows_.reserve((word_pairs + 2) * 2 * tags_);
     std::u32string text;
     for (const auto& [name, index] : names.features) {
       const double* row = weights + index * tags;
@@ -94,8 +120,6 @@ class Model {
     link();
     for (auto* rows : {&character_rows_, &pair_rows_, &word_pair_rows_}) rows->resize(rows->size() + kMaxTags);
     character_rows_.shrink_to_fit();
-    pair_rows_.shrink_to_fit();
-    word_pair_rows_.shrink_to_fit();
   }
 
   int tags() const { return tags_; }
@@ -115,8 +139,9 @@ class Model {
     uint64_t keys[(kBlock + 2) * kMaxPairs];
     const double* word_pairs[(kBlock + 2) * kMaxPairs];
     uint32_t boundary_splits[kBlock + 3];
-    alignas(64) double nodes[kBlock * kMaxTags];
-    uint32_t pairs[kBlock + 2 * kMaxWord], states[kBlock + 2 * kMaxWord];
+    alignas(64) double nodes[kBlock * kMaxTags] = {};
+    uint32_t pairs[kBlock + 2 * kMaxWord], links[kBlock + 2 * kMaxWord];
+    int16_t active[kBlock + 2 * kMaxWord];
     std::array<uint32_t, kMaxWord - 1> starts[kBlock + 2 * kMaxWord], ends[kBlock + 3 * kMaxWord];
     uint8_t starting[kBlock + 2 * kMaxWord], ending[kBlock + 3 * kMaxWord];
   };
@@ -161,14 +186,14 @@ class Model {
     if (fresh) character_rows_.resize(5 * tags_ * (symbols_.size() + 1));
     return at->second;
   }
-  // Row `place` of the key's record of `width` rows; record 0 is for absent keys.
-  double* record(uint32_t& number, std::vector<double>& rows, int width, int place) {
-    if (rows.empty()) rows.resize(width * tags_);
+  // Row `place` of the key's record of `stride` numbers; record 0 is for absent keys.
+  double* record(uint32_t& number, Big<double>& rows, int stride, int place) {
+    if (rows.empty()) rows.resize(stride);
     if (!number) {
-      number = static_cast<uint32_t>(rows.size() / (width * tags_));
-      rows.resize(rows.size() + width * tags_);
+      number = static_cast<uint32_t>(rows.size() / stride);
+      rows.resize(rows.size() + stride);
     }
-    return &rows[(static_cast<size_t>(number) * width + place) * tags_];
+    return &rows[static_cast<size_t>(number) * stride + place * tags_];
   }
   void put(Template t, uint32_t a, uint32_t b, const double* row) {
     double* to;
@@ -178,24 +203,25 @@ class Model {
       to = &character_rows_[(5 * s + place) * tags_];
     } else if (t <= kC_2C_1) {
       const uint64_t key = pair_key(symbol(a), symbol(b));
-      to = record(pairs_[key].first, pair_rows_, 3, place);
+      to = record(pairs_[key].first, pair_rows_, pair_stride_, place);
     } else if (t <= kStarts) {
       to = &word_rows_[(2 * a + place) * tags_];
     } else {
-      to = record(word_pairs_[pair_key(a, b)].first, word_pair_rows_, 2, place);
+      to = record(word_pairs_[pair_key(a, b)].first, word_pair_rows_, 2 * tags_, place);
     }
     std::memcpy(to, row, tags_ * sizeof(double));
   }
   // Joins the first two steps of every word to the pairs of characters, and maps code points to symbols.
   void link() {
-    if (pair_rows_.empty()) pair_rows_.resize(3 * tags_);
+    if (pair_rows_.empty()) pair_rows_.resize(pair_stride_);
     if (word_pair_rows_.empty()) word_pair_rows_.resize(2 * tags_);
+    words_.trie.link();
     std::u32string text, nodes;
     words_.each([&](std::string_view word, uint32_t) {
       decode_utf8(word, text);
       read_nodes(text, nodes);
       const uint32_t a = symbol(nodes[0]), b = symbol(nodes[1]);
-      pairs_[pair_key(a, b)].second = words_.trie.next(words_.trie.next(1, nodes[0]), nodes[1]);
+      pairs_[pair_key(a, b)].second = words_.trie.next(words_.trie.next(Trie::kRoot, nodes[0]), nodes[1]);
     });
     const auto known = [&](Node node) {
       const auto found = symbols_.find(node);
@@ -228,27 +254,40 @@ class Model {
     for (int64_t j = lo; j + 1 < std::min(n, hi + 1); ++j) pairs_.prefetch(pair_key(x[j], x[j + 1]));
     std::memset(s.ending, 0, sizeof s.ending);
     for (int64_t j = lo; j < hi; ++j) {
-      uint32_t &pair = s.pairs[j - lo], &state = s.states[j - lo];
-      pair = state = 0;
+      uint32_t &pair = s.pairs[j - lo], &link = s.links[j - lo];
+      pair = link = 0;
       s.starting[j - lo] = 0;
       if (j + 1 == n || !x[j] || !x[j + 1]) continue;
       const auto& slot = pairs_.find(pair_key(x[j], x[j + 1]));
       pair = slot.first;
-      state = slot.second;
-      __builtin_prefetch(&pair_rows_[3 * tags_ * static_cast<size_t>(pair)]);
-      __builtin_prefetch(&pair_rows_[3 * tags_ * static_cast<size_t>(pair)] + 8);
+      link = slot.second;
+      __builtin_prefetch(&pair_rows_[pair_stride_ * static_cast<size_t>(pair)]);
+      __builtin_prefetch(&pair_rows_[pair_stride_ * static_cast<size_t>(pair)] + 8);
     }
-    for (int64_t j = lo; j < hi; ++j) {
-      uint32_t state = s.states[j - lo];
-      for (int length = 2; state; ++length) {
-        if (const uint32_t word = words_.trie[state].word) {
+    // Words from every start, all of one length after the other.
+    int active = 0;
+    for (int64_t j = lo; j < hi; ++j)
+      if (s.links[j - lo]) s.active[active++] = static_cast<int16_t>(j - lo);
+    for (int length = 2; active; ++length) {
+      int kept = 0;
+      for (int k = 0; k < active; ++k) {
+        const int j = s.active[k];
+        const uint32_t link = s.links[j];
+        if (const uint32_t word = words_.trie.word(link)) {
           const int place = kMaxWord - length;
-          s.starts[j - lo][place] = s.ends[j - lo + length - 1][place] = word;
-          s.starting[j - lo] |= 1 << place;
-          s.ending[j - lo + length - 1] |= 1 << place;
+          s.starts[j][place] = s.ends[j + length - 1][place] = word;
+          s.starting[j] |= 1 << place;
+          s.ending[j + length - 1] |= 1 << place;
         }
-        if (length == kMaxWord || j + length >= n) break;
-        state = words_.trie.next(state, normalize(s.text[j + length]));
+        if (!(link & Trie::kMore) || length == kMaxWord || lo + j + length >= n) continue;
+        words_.trie.prefetch(link, normalize(s.text[lo + j + length]));
+        s.active[kept++] = static_cast<int16_t>(j);
+      }
+      active = 0;
+      for (int k = 0; k < kept; ++k) {
+        const int j = s.active[k];
+        s.links[j] = words_.trie.next(s.links[j], normalize(s.text[lo + j + length]));
+        if (s.links[j]) s.active[active++] = static_cast<int16_t>(j);
       }
     }
     // Boundaries (j, j + 1), from that before the first position on.
@@ -267,6 +306,7 @@ class Model {
     for (uint32_t k = 0; k < keys; ++k) {
       s.word_pairs[k] = &word_pair_rows_[2 * tags_ * static_cast<size_t>(word_pairs_.find(s.keys[k]).first)];
       __builtin_prefetch(s.word_pairs[k]);
+      __builtin_prefetch(s.word_pairs[k] + 8);
     }
 
     const double** row = s.rows;
@@ -274,7 +314,7 @@ class Model {
       *row++ = &character_rows_[(5 * static_cast<size_t>(x[i]) + place) * tags_];
     };
     const auto pair = [&](int64_t i, int place) {
-      *row++ = &pair_rows_[(3 * static_cast<size_t>(s.pairs[i - lo]) + place) * tags_];
+      *row++ = &pair_rows_[pair_stride_ * static_cast<size_t>(s.pairs[i - lo]) + place * tags_];
     };
     const auto word = [&](uint32_t number, int place) {
       *row = &word_rows_[(2 * static_cast<size_t>(number) + place) * tags_];
@@ -306,10 +346,11 @@ class Model {
         *row++ = s.word_pairs[k] + kPlace[kRight] * tags_;
     }
     s.row_splits[count] = static_cast<uint32_t>(row - s.rows);
-    sum_rows(s.rows, s.row_splits, count, s.nodes);
+    sum_rows(s.rows, s.row_splits, count, tags_, s.nodes);
   }
 
   int tags_;
+  int pair_stride_;  // whole cache lines
   int64_t features_;
   int begins_ = 0;
   alignas(64) double constant_[kMaxTags] = {};
@@ -317,9 +358,9 @@ class Model {
   std::unordered_map<Node, uint32_t> symbols_, high_;
   std::vector<uint32_t> lookup_;
   Words words_;
-  Table pairs_;       // two symbols: record of rows, state of the trie
+  Table pairs_;       // two symbols: record of rows, link of the trie
   Table word_pairs_;  // two words: record of rows
-  std::vector<double> character_rows_, pair_rows_, word_rows_, word_pair_rows_;
+  Big<double> character_rows_, pair_rows_, word_rows_, word_pair_rows_;
 };
 
 }  // namespace pkuseg

@@ -171,6 +171,7 @@ class Corpus {
     std::vector<uint64_t> fresh;  // keys in the order of their first occurrence
     std::vector<int64_t> count;
     const auto old = static_cast<uint32_t>(names_.size());
+    words_.trie.link();
     const auto add = [&](uint64_t k) {
       auto& slot = index_[k];
       if (!slot.first) {
@@ -189,10 +190,10 @@ class Corpus {
       starts.assign(n + 1, {});
       ends.assign(n + 1, {});  // ends[i + 1]: at i
       for (int64_t i = 0; i < n; ++i) {
-        uint32_t state = words_.trie.next(1, x[i]);
-        for (int length = 2; state && length <= kMaxWord && i + length <= n; ++length) {
-          state = words_.trie.next(state, x[i + length - 1]);
-          if (state) starts[i][kMaxWord - length] = ends[i + length][kMaxWord - length] = words_.trie[state].word;
+        uint32_t link = words_.trie.next(Trie::kRoot, x[i]);
+        for (int length = 2; link && length <= kMaxWord && i + length <= n; ++length) {
+          link = words_.trie.next(link, x[i + length - 1]);
+          starts[i][kMaxWord - length] = ends[i + length][kMaxWord - length] = words_.trie.word(link);
         }
       }
       const auto pairs = [&](Template t, const auto& left, const auto& right) {
