@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import _pkuseg
-from .._core import PkusegDictionary
+from .._core import PkusegDictionary, PkusegModel
 from ..evaluation import evaluate
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class pkuseg:
         self._tags = [""] + [tag for word, tag in words if word]
         self._model: _pkuseg.Model | None = None
         self._segmenter: Segmenter | None = None
+        self._core: PkusegModel | None = None  # where nothing but it is needed
         self._tagger: _pkuseg.Tagger | None = None
         if model_name == "default":
             from ..segmenter import Segmenter
@@ -88,6 +89,8 @@ class pkuseg:
         self._model = _pkuseg.Model.load(directory)
         if postag:
             self._tagger = _pkuseg.Tagger(_home() / "postag" if postag is True else postag)
+        else:
+            self._core = self._model.core
 
     def _compiled(self) -> PkusegDictionary | None:
         if not self._words and not self._merge:
@@ -95,15 +98,19 @@ class pkuseg:
         return PkusegDictionary(self._words, [word for path in self._merge for word in _pkuseg.read_words(path)])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "_dictionary"}
+        return {key: value for key, value in vars(self).items() if key not in ("_dictionary", "_core")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        self._core = None
         if self._model is not None:
             self._dictionary = self._compiled()
+            self._core = None if self.postag else self._model.core
 
     def cut(self, txt: str) -> list[Any]:
         """The words of a text, without whitespace; with `postag` pairs of words and tags."""
+        if self._core is not None and isinstance(txt, str):
+            return self._core.cut(txt, self._dictionary, self._fixes)
         if not isinstance(txt, str):
             raise TypeError(f"txt must be a str, got {type(txt).__name__}")
         if self._segmenter is not None:
@@ -111,8 +118,7 @@ class pkuseg:
                 return list(self._segmenter.cut(txt))
             return [(t.text, self._user_tags.get(t.text) or t.pos or "") for t in self._segmenter.tokenize(txt)]
         assert self._model is not None
-        if self._tagger is None:
-            return self._model.core.cut(txt, self._dictionary, self._fixes)
+        assert self._tagger is not None
         words, user = self._model.core.cut_user(txt, self._dictionary, self._fixes)
         return [(word, self._tags[u] or tag) for word, u, tag in zip(words, user, self._tagger.tag(words), strict=True)]
 
