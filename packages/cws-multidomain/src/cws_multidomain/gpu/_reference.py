@@ -20,9 +20,9 @@ LOWEST = -(2**60)  # the score of no path where scores are integers
 # --- features -------------------------------------------------------------------------------------------------------
 
 
-def hash_table(keys: Tensor, values: Tensor) -> Tensor:
-    """The hash table of distinct keys below 2^32, of at least 16 slots and twice as many as keys."""
-    bits = max(4, (2 * keys.numel() - 1).bit_length())
+def hash_table(keys: Tensor, values: Tensor, size: int = 16) -> Tensor:
+    """The hash table of distinct keys below 2^32, of at least `size` slots and twice as many as keys."""
+    bits = max(4, (2 * keys.numel() - 1).bit_length(), (size - 1).bit_length())
     slots = torch.full((1 << bits,), -1, dtype=torch.int64)
     keys, values = keys.to("cpu", torch.int64).flatten(), values.to("cpu", torch.int64).flatten()
     entries = keys << VALUE_BITS | values
