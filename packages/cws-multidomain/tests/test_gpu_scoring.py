@@ -13,11 +13,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="there is no PyTorch here")
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
-from cws_multidomain.segmenter import Segmenter  # noqa: E402
-
 from cws_multidomain import _reference, gpu  # noqa: E402
 from cws_multidomain._weights import Component, Gate, Weights  # noqa: E402
 from cws_multidomain.gpu import scoring  # noqa: E402
+from cws_multidomain.segmenter import Segmenter  # noqa: E402
 
 DEVICE = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 CHARACTERS = "中国人民大学生的是在了和有我他这不们到说要就去看好𠮷"

@@ -191,6 +191,18 @@ class Segmentation {
     return out;
   }
 
+  // What the rules say of the boundary before each character that is no whitespace, of texts one after the other.
+  nb::object masks(nb::list texts) {
+    const Settings now = settings();
+    std::vector<uint8_t> out;
+    for (nb::handle text : texts) {
+      const Lease block = whole(text);
+      block->settle(now.rules);
+      for (const auto& t : block->sentences()) out.insert(out.end(), block->mask() + t.begin, block->mask() + t.end);
+    }
+    return to_numpy(std::move(out));
+  }
+
   nb::list nbest(nb::handle text, int64_t k) {
     const Lease block = whole(text);
     std::vector<cws::Lattice::Path> paths;
@@ -747,6 +759,7 @@ void bind_engine(nb::module_& m) {
       .def("cut", &Segmentation::cut, "text"_a)
       .def("spans", &Segmentation::spans, "text"_a)
       .def("gate", &Segmentation::gate, "text"_a)
+      .def("masks", &Segmentation::masks, "texts"_a)
       .def("nbest", &Segmentation::nbest, "text"_a, "n"_a)
       .def("probabilities", &Segmentation::probabilities, "text"_a, "temperature"_a)
       .def("explain", &Segmentation::explain, "text"_a)

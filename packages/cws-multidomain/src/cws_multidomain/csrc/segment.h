@@ -318,10 +318,15 @@ class Block {
       emit(model_.n_lexicons(), engine_.tables(domain), part, end - begin, emission_.data() + 4 * (kPad + begin));
       k = last;
     }
+    settle(settings.rules);
+  }
+
+  // Masks of all sentences.
+  void settle(uint32_t rules) {
     uint8_t* mask = mask_.data() + kPad;
-    std::fill(mask, mask + n, uint8_t(kFree));
+    std::fill(mask, mask + size_, uint8_t(kFree));
     for (const Sentence& t : sentences_) {
-      rules_.apply(text(), classes_.data() + kPad, t.begin, t.end, settings.rules, mask);
+      rules_.apply(text(), classes_.data() + kPad, t.begin, t.end, rules, mask);
     }
   }
 

@@ -137,7 +137,8 @@ class Scorer:
         keys = self._sections[f"{name}.keys"].view("<u4")
         slots = np.flatnonzero(keys != _NO_KEY)
         values = self._first[name] + rows * slots
-        return _reference.hash_table(*(torch.from_numpy(x.astype(np.int64)) for x in (keys[slots], values)), size)
+        found = torch.from_numpy(keys[slots].astype(np.int64))
+        return _reference.hash_table(found, torch.from_numpy(values.astype(np.int64)), size)
 
     # ---- tables of a mixture, rounded as the engine rounds them (csrc/model.h)
 
