@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from cws_multidomain import _pkuseg
 from cws_multidomain import _pkuseg_reference as definition
 from cws_multidomain._core import PkusegDictionary, pkuseg_load, pkuseg_viterbi
+from cws_multidomain._weights import Component, Weights
 from cws_multidomain.compat import pkuseg as compat
+from cws_multidomain.segmenter import Segmenter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -642,6 +644,39 @@ def test_an_empty_corpus_is_refused_and_whitespace_in_a_word_too() -> None:
         _pkuseg.corpus_text([["我 们"]])
     with pytest.raises(ValueError, match="in sentence 1"):
         _pkuseg.corpus_text([["我"], ["们\n"]])
+
+
+# ---- the model of this package
+
+
+def own_segmenter() -> Segmenter:
+    """All scores 0, so that user words alone decide where to cut."""
+    nothing = np.zeros(0, np.uint32)
+    component = Component(
+        unigram=np.zeros((6, 5, 4), np.float32),
+        bigram_keys=nothing,
+        bigram=np.zeros((0, 4, 4), np.float32),
+        skip_keys=nothing,
+        skip=np.zeros((0, 4), np.float32),
+        joint=[],
+        charmark_keys=[],
+        charmark=[],
+        transition=np.zeros((4, 4), np.float32),
+    )
+    return Segmenter.from_weights(Weights({ord("我"): 5}, [], [component], [], None, 1.0, {}))
+
+
+def test_default_is_the_model_of_this_package_with_user_words_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = own_segmenter()
+    monkeypatch.setattr(Segmenter, "load", lambda name: pickle.loads(pickle.dumps(own)) if name == "default" else None)
+    assert compat.pkuseg().cut("我爱北京 天安门") == own.cut("我爱北京 天安门")
+    segmenter = compat.pkuseg(user_dict=[("爱北", "v"), " 安 ", "a b", ""])
+    for each in (segmenter, pickle.loads(pickle.dumps(segmenter))):
+        words = each.cut("我爱北京 天安门")
+        assert {"爱北", "安"} <= set(words)
+        assert "".join(words) == "我爱北京天安门"
+    assert ("爱北", "v") in compat.pkuseg(user_dict=[("爱北", "v")], postag=True).cut("我爱北京")
+    assert own.cut("我爱北京") == compat.pkuseg().cut("我爱北京")
 
 
 # ---- functions of the reference
