@@ -3,8 +3,10 @@
 from .corpus import Partial, Sentence, read_corpus, recipe
 from .evaluation import Comparison, Interval, Scores, bootstrap, compare, evaluate, matrix, sentence_counts
 from .segmenter import Explanation, Offsets, Segmenter, Token
+from .tagger import Accuracy, Tagger, train_pos
 
 __all__ = [
+    "Accuracy",
     "Comparison",
     "Explanation",
     "Interval",
@@ -13,6 +15,7 @@ __all__ = [
     "Scores",
     "Segmenter",
     "Sentence",
+    "Tagger",
     "Token",
     "bootstrap",
     "compare",
@@ -21,5 +24,6 @@ __all__ = [
     "read_corpus",
     "recipe",
     "sentence_counts",
+    "train_pos",
 ]
 __version__ = "1.0.0"

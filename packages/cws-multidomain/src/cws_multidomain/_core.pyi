@@ -126,3 +126,53 @@ class JiebaDictionary:
 def keep_whitespace(text: str, words: list[str]) -> list[str]: ...
 
 # bind_tagger.cpp
+
+class Tagger:
+    def __init__(
+        self,
+        tags: int,
+        buckets: NDArray[np.uint32],
+        features: NDArray[np.uint8],
+        transition: NDArray[np.int16],
+        fold_from: NDArray[np.uint32],
+        fold_to: NDArray[np.uint32],
+    ) -> None: ...
+    def tag(self, sentences: list[list[str]], names: tuple[str, ...], threads: int) -> list[list[str]]: ...
+
+class TaggerTrainer:
+    def __init__(
+        self,
+        sentences: list[list[str]],
+        labels: list[int],
+        tags: int,
+        sets: list[list[int]],
+        fold_from: NDArray[np.uint32],
+        fold_to: NDArray[np.uint32],
+        *,
+        rate: float,
+        updates: int,
+        upper: float,
+        lower: float,
+        transition_decay: float,
+        l2: float,
+        minimum: int,
+        seed: int,
+        threads: int,
+    ) -> None: ...
+    def epoch(self) -> float: ...
+    def restart(self, keep: NDArray[np.bool_]) -> None: ...
+    def keys(self) -> NDArray[np.uint64]: ...
+    def offsets(self) -> NDArray[np.uint32]: ...
+    def row_tags(self) -> NDArray[np.uint8]: ...
+    def weights(self) -> NDArray[np.float32]: ...
+    def transition(self) -> NDArray[np.float32]: ...
+
+def tagger_loss(
+    emissions: NDArray[np.float32], transition: NDArray[np.float32], labels: list[int], sets: list[list[int]]
+) -> tuple[float, float, NDArray[np.float32], NDArray[np.float32]]: ...
+def tagger_keys(
+    sentences: list[list[str]], fold_from: NDArray[np.uint32], fold_to: NDArray[np.uint32]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]: ...
+def tagger_word_keys(
+    sentences: list[list[str]], fold_from: NDArray[np.uint32], fold_to: NDArray[np.uint32]
+) -> NDArray[np.uint64]: ...
