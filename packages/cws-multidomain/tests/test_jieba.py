@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cws_multidomain import Segmenter
 from cws_multidomain.compat import jieba
 from cws_multidomain.compat.jieba import Tokenizer
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 WORDS = {"北京": 30, "大学": 20, "北京大学": 5, "大学生": 8, "学生": 40, "北": 3, "生活": 9, "京": 2, "T恤": 4, "T": 1}
+
+SEGMENTER = Segmenter.load()
+SHARED = Tokenizer(WORDS)
 
 
 def cuts(text: str) -> list[list[str]]:
@@ -186,6 +190,103 @@ def test_bad_arguments_are_named() -> None:
         tokenizer.set_dictionary("nowhere")
     assert tokenizer.get_FREQ("北") == WORDS["北"]
     assert tokenizer.lcut("北京".encode(), HMM=False) == ["北京"]
+
+
+# with the model
+
+
+@pytest.fixture
+def model() -> Tokenizer:
+    return Tokenizer(WORDS)
+
+
+@settings(max_examples=200)
+@given(st.text(st.sampled_from("北京大学生T恤ab12+-., \r\n\t\u3000，😀\ufeff") | st.characters(), max_size=30))
+def test_the_model_cuts_and_whitespace_stays(text: str) -> None:
+    tokens = SHARED.lcut(text)
+    assert "".join(tokens) == text
+    assert [token for token in tokens if not token.isspace()] == SEGMENTER.cut(text)
+    assert all(len(token) == 1 or token == "\r\n" for token in tokens if token.isspace())
+    assert list(SHARED.cut(text)) == tokens
+    assert all(text[start:end] == token for token, start, end in SHARED.tokenize(text, "search"))
+
+
+def test_an_added_word_has_the_least_reward_that_the_model_needs(model: Tokenizer) -> None:
+    words = [
+        "北京大学生活",
+        "大学生活费",
+        "京大",
+        "学生T恤",
+        "量子比特纠缠态",
+        "北京大学生活费",
+        "云计算",
+        "e-mail地址",
+    ]
+    for word in words:
+        model.add_word(word)
+    assert [model.lcut(word) for word in words] == [[word] for word in words]
+    costs = model._model().words
+    assert costs.keys() <= set(words)
+    for word, cost in costs.items():
+        assert isinstance(cost, float)
+        other = Segmenter.load()
+        other.add_words({**costs, word: cost + 1 / 16})
+        assert other.cut(word) != [word], "a sixteenth of a nat less is too little"
+
+
+def test_a_count_moves_the_reward_by_its_logarithm() -> None:
+    costs = []
+    for count in (None, 1, 100):
+        tokenizer = Tokenizer(WORDS)
+        enough = tokenizer.suggest_freq("生活费用表")
+        tokenizer.add_word("生活费用表", count)
+        tokenizer.lcut("")
+        costs.append((enough, tokenizer._model().words["生活费用表"]))
+    (enough, least), (_, once), (_, often) = costs
+    assert once == pytest.approx(least + math.log(enough), abs=1e-5)
+    assert often == pytest.approx(once - math.log(100), abs=1e-5)
+
+
+def test_count_0_forbids_a_word_to_the_model(model: Tokenizer) -> None:
+    model.add_word("生活费用表")
+    assert model.lcut("生活费用表") == ["生活费用表"]
+    model.del_word("生活费用表")
+    model.del_word("的")  # of one character: it stays a token, as in jieba
+    assert model.lcut("生活费用表") != ["生活费用表"]
+    model.add_word("大 学")  # has whitespace, so that it can be no token, as in jieba
+    assert model.lcut("大 学") == ["大", " ", "学"]
+    model.suggest_freq(("大", "学"), tune=True)
+    assert model.lcut("大学") == ["大", "学"]
+
+
+def test_many_words_are_added_in_one_go(model: Tokenizer) -> None:
+    words = [chr(0x4E00 + 37 * i) + chr(0x4E00 + 53 * i % 20000) + chr(0x5000 + i) for i in range(500)]
+    model.load_userdict(words)
+    assert [model.lcut(word) for word in words] == [[word] for word in words]
+
+
+def test_searching_finds_words_inside_the_tokens_of_the_model(model: Tokenizer) -> None:
+    model.add_word("北京大学生")
+    assert model.lcut_for_search("北京大学生") == ["北京", "大学", "学生", "大学生", "北京大学生"]
+
+
+def test_threads_give_the_same_tokens(model: Tokenizer) -> None:
+    text = "我们在北京大学学习。\r\n\n 他来了\x0b吧\n"
+    expected = model.lcut(text)
+    assert jieba.lcut(text) == expected
+    jieba.enable_parallel(2)
+    try:
+        assert jieba.lcut(text) == expected
+    finally:
+        jieba.disable_parallel()
+
+
+def test_the_default_dictionary_is_that_of_the_model() -> None:
+    counts = Segmenter.load().dictionary()
+    tokenizer = Tokenizer()
+    for word in list(counts)[:: len(counts) // 100]:
+        assert tokenizer.get_FREQ(word) == counts[word]
+    assert tokenizer.lcut("北京大学", HMM=False)
 
 
 def test_the_module_has_the_functions_of_its_default_tokenizer() -> None:

@@ -112,6 +112,13 @@ def test_jieba_with_user_words(jieba: ModuleType, jieba_dictionary: Path, jieba_
     same_in_all_modes(ours, theirs, [*(line.replace(" ", "") for line in user), *jieba_texts[-1000:]])
 
 
+def test_the_shipped_dictionary_is_that_of_jieba(jieba: ModuleType, jieba_texts: list[str]) -> None:
+    ours = Tokenizer()
+    assert all(ours.get_FREQ(word) == count for word, count in jieba.dt.FREQ.items())
+    assert ours._dictionary().total == jieba.dt.total
+    same_in_all_modes(ours, jieba.dt, jieba_texts[:500])
+
+
 def test_rjieba_agrees(jieba_dictionary: Path, jieba_texts: list[str]) -> None:
     rjieba = peer("rjieba")
     han = ["".join(filter(lambda c: "\u4e00" <= c <= "\u9fd5", text)) for text in jieba_texts]

@@ -232,9 +232,7 @@ class Tokenizer:
         if self._threads == 1:
             tokens = segmenter.cut(text)
         else:
-            tokens = [
-                token for line in segmenter.cut_many(text.splitlines(True), threads=self._threads) for token in line
-            ]
+            tokens = [token for line in segmenter.cut_many(text.split("\n"), self._threads) for token in line]
         return keep_whitespace(text, tokens)
 
 
@@ -288,7 +286,13 @@ def _split(segmenter: Segmenter, words: list[str]) -> list[str]:
 
 
 def _of_model(segmenter: Segmenter) -> JiebaDictionary:
-    return _build(segmenter.dictionary().items())
+    try:
+        counts = segmenter.dictionary()
+    except ValueError:
+        raise ValueError(f"dictionary must be given, since the model has none: {segmenter!r}") from None
+    words = JiebaDictionary(list(counts), list(counts.values()))
+    words.total = segmenter.info.get("dictionary_total", words.total)  # jieba's file has a word twice, and counts both
+    return words
 
 
 def _read(source: Source) -> JiebaDictionary:

@@ -1,31 +1,24 @@
-#include <nanobind/nanobind.h>
-
 #include <bit>
+#include <cstdint>
 #include <stdexcept>
-#include <string>
+#include <vector>
 
+#include "bind.h"
 #include "jieba_cut.h"
-
-namespace nb = nanobind;
+#include "python_text.h"
 
 namespace {
 
-using Text = std::u32string;
+using jieba::Text;
 
-Text read(PyObject* text) {
-  const Py_ssize_t n = PyUnicode_GetLength(text);
-  if (n < 0) throw nb::python_error();
-  Text points(static_cast<size_t>(n), U'\0');
-  if (n > 0 && !PyUnicode_AsUCS4(text, reinterpret_cast<Py_UCS4*>(points.data()), n, 0)) throw nb::python_error();
+Text read(nb::handle text) {
+  Text points;
+  cws::append_points(text, points);
   return points;
 }
 
-Text read(nb::handle text) { return read(text.ptr()); }
-
-nb::object part(nb::handle text, size_t start, size_t end) {
-  PyObject* words = PyUnicode_Substring(text.ptr(), static_cast<Py_ssize_t>(start), static_cast<Py_ssize_t>(end));
-  if (!words) throw nb::python_error();
-  return nb::steal(words);
+nb::object part(nb::handle text, const Text& points, size_t start, size_t end) {
+  return nb::steal(cws::Strings::get().slice(text, points.data(), int64_t(start), int64_t(end)));
 }
 
 nb::object write(const Text& points) {
@@ -47,13 +40,14 @@ jieba::Dictionary build(nb::list words, nb::list counts) {
   return dictionary;
 }
 
-nb::list cut(const jieba::Dictionary& dictionary, nb::str text) {
+nb::object cut(const jieba::Dictionary& dictionary, nb::str text) {
   const Text points = read(text);
-  nb::list tokens;
-  jieba::Cutter(dictionary).cut(points.data(), points.size(), [&](size_t start, size_t end) {
-    tokens.append(part(text, start, end));
+  if (points.size() > INT32_MAX) throw std::invalid_argument("text must have at most 2**31 - 1 characters");
+  std::vector<int32_t> ends{0};
+  jieba::Cutter(dictionary).cut(points.data(), points.size(), [&](size_t, size_t end) {
+    ends.push_back(int32_t(end));
   });
-  return tokens;
+  return cws::token_list(text, points.data(), ends.data(), ends.data() + 1, int64_t(ends.size()) - 1);
 }
 
 nb::list cut_all(const jieba::Dictionary& dictionary, nb::str text) {
@@ -72,7 +66,7 @@ nb::list search(const jieba::Dictionary& dictionary, nb::list words) {
   for (nb::handle word : words) {
     const Text points = read(word);
     jieba::search(dictionary, points.data(), points.size(), [&](size_t start, size_t end) {
-      nb::object token = end - start == points.size() ? nb::borrow(word) : part(word, start, end);
+      nb::object token = end - start == points.size() ? nb::borrow(word) : part(word, points, start, end);
       tokens.append(nb::make_tuple(token, at + start, at + end));
     });
     at += points.size();
@@ -86,9 +80,9 @@ nb::list keep_whitespace(nb::str text, nb::list words) {
   nb::list tokens;
   size_t at = 0;
   const auto skip = [&] {
-    while (at < points.size() && jieba::is_space(points[at])) {
-      const size_t length = points[at] == U'\r' && at + 1 < points.size() && points[at + 1] == U'\n' ? 2 : 1;
-      tokens.append(part(text, at, at + length));
+    while (at < points.size() && cws::is_space(points[at])) {
+      const size_t length = points[at] == '\r' && at + 1 < points.size() && points[at + 1] == '\n' ? 2 : 1;
+      tokens.append(part(text, points, at, at + length));
       at += length;
     }
   };

@@ -4,27 +4,22 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <string>
 #include <vector>
 
 #include "jieba_dictionary.h"
+#include "text.h"
 
 namespace jieba {
 
-inline bool is_alphanumeric(char32_t c) { return c - U'0' < 10 || (c | 32) - U'a' < 26; }
+inline bool is_alphanumeric(uint32_t c) { return cws::is_digit(c) || cws::is_latin(c); }
 
 // What jieba looks up in its dictionary; every other character is a token of its own.
-inline bool is_covered(char32_t c) {
+inline bool is_covered(uint32_t c) {
   if (c - 0x4E00u <= 0x9FD5 - 0x4E00) return true;
   return is_alphanumeric(c) || c == '+' || c == '#' || c == '&' || c == '.' || c == '_' || c == '%' || c == '-';
 }
 
-// Python's str.isspace.
-inline bool is_space(char32_t c) {
-  if (c < 0x80) return c == ' ' || c - 9u < 5 || c - 0x1Cu < 4;
-  return c == 0x85 || c == 0xA0 || c == 0x1680 || c - 0x2000u < 11 || c == 0x2028 || c == 0x2029 || c == 0x202F ||
-         c == 0x205F || c == 0x3000;
-}
+using Text = std::vector<uint32_t>;
 
 // Cuts texts by the most probable sequence of dictionary words, or into all words that a text holds.
 class Cutter {
@@ -35,7 +30,7 @@ class Cutter {
 
   // Call token(start, end) for each token of the most probable cut; joined they are the text.
   template <class Token>
-  void cut(const char32_t* text, size_t n, Token&& token) {
+  void cut(const uint32_t* text, size_t n, Token&& token) {
     size_t i = 0;
     while (i < n) {
       const size_t start = i;
@@ -53,7 +48,7 @@ class Cutter {
   // Call token(word) for each word anywhere in the text. Single letters and digits that follow each other are joined,
   // with what jieba finds between them left out, and around whitespace there are empty tokens, as in jieba.
   template <class Token>
-  void cut_all(const char32_t* text, size_t n, Token&& token) {
+  void cut_all(const uint32_t* text, size_t n, Token&& token) {
     size_t i = 0;
     while (i < n) {
       const size_t start = i;
@@ -64,23 +59,23 @@ class Cutter {
       }
       size_t from = i;
       while (i < n && !is_covered(text[i])) {
-        if (!is_space(text[i])) {
+        if (!cws::is_space(text[i])) {
           ++i;
           continue;
         }
-        token(std::u32string(text + from, text + i));
+        token(Text(text + from, text + i));
         from = i;
         i += text[i] == '\r' && i + 1 < n && text[i + 1] == '\n' ? 2 : 1;
-        token(std::u32string(text + from, text + i));
+        token(Text(text + from, text + i));
         from = i;
       }
-      token(std::u32string(text + from, text + i));
+      token(Text(text + from, text + i));
     }
   }
 
  private:
   // The best cut from each position on: its log-probability and the end of its first word. Of equals the longest wins.
-  void best(const char32_t* text, size_t n) {
+  void best(const uint32_t* text, size_t n) {
     if (scores_.size() <= n) {
       scores_.resize(n + 1);
       ends_.resize(n + 1);
@@ -110,7 +105,7 @@ class Cutter {
 
   // Single letters and digits that follow each other become one token.
   template <class Token>
-  void walk(const char32_t* text, size_t start, size_t end, Token&& token) {
+  void walk(const uint32_t* text, size_t start, size_t end, Token&& token) {
     size_t run = start;
     for (size_t i = start; i < end;) {
       const size_t next = start + ends_[i - start];
@@ -125,8 +120,8 @@ class Cutter {
   }
 
   template <class Token>
-  void all(const char32_t* text, size_t n, Token&& token) {
-    std::u32string run;
+  void all(const uint32_t* text, size_t n, Token&& token) {
+    Text run;
     bool in_run = false;
     size_t covered = 0;  // the end of the last token
     std::vector<size_t> ends;
@@ -148,14 +143,14 @@ class Cutter {
         if (is_alphanumeric(text[i])) {
           if (!in_run) run.clear();
           in_run = true;
-          run.append(text + i, text + covered);
+          run.insert(run.end(), text + i, text + covered);
         } else {
-          token(std::u32string(text + i, text + covered));
+          token(Text(text + i, text + covered));
         }
       } else {
         for (const size_t end : ends) {
           if (end == i + 1) continue;
-          token(std::u32string(text + i, text + end));
+          token(Text(text + i, text + end));
           covered = end;
         }
       }
@@ -172,7 +167,7 @@ class Cutter {
 
 // jieba's rule for search engines: the words of two and of three characters inside a longer word, then the word itself.
 template <class Token>
-void search(const Dictionary& dictionary, const char32_t* word, size_t n, Token&& token) {
+void search(const Dictionary& dictionary, const uint32_t* word, size_t n, Token&& token) {
   for (const size_t length : {size_t{2}, size_t{3}}) {
     for (size_t i = 0; n > length && i + length <= n; ++i) {
       const Node node = dictionary.find(word + i, length);

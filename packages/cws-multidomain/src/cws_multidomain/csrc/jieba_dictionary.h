@@ -26,7 +26,7 @@ class Dictionary {
   }
 
   // Set the count of a word; the total is the sum of all counts ever set.
-  void add(const char32_t* word, size_t length, int64_t count) {
+  void add(const uint32_t* word, size_t length, int64_t count) {
     Node node = kNone;
     for (size_t i = 0; i < length; ++i) node = insert(node, word[i]);
     counts_[node] = count;
@@ -37,7 +37,7 @@ class Dictionary {
   int64_t total() const { return total_; }
   void set_total(int64_t total) { total_ = total; }
 
-  Node step(Node parent, char32_t c) const {
+  Node step(Node parent, uint32_t c) const {
     if (parent == kNone && c < kPlane) return first_[c];
     const uint64_t wanted = key(parent, c);
     for (size_t at = slot(wanted);; at = (at + 1) & (slots_.size() - 1)) {
@@ -47,13 +47,13 @@ class Dictionary {
   }
 
   // Bring the second step from a character into the cache.
-  void prefetch(char32_t c, char32_t next) const {
+  void prefetch(uint32_t c, uint32_t next) const {
 #if defined(__GNUC__)
     if (c < kPlane) __builtin_prefetch(&slots_[slot(key(first_[c], next))]);
 #endif
   }
 
-  Node find(const char32_t* word, size_t length) const {
+  Node find(const uint32_t* word, size_t length) const {
     Node node = kNone;
     for (size_t i = 0; i < length; ++i) {
       node = step(node, word[i]);
@@ -71,13 +71,13 @@ class Dictionary {
     uint64_t key = 0;  // parent and character; 0 for an empty slot, as characters below kPlane have first_ for parent 0
     Node child = kNone;
   };
-  static constexpr char32_t kPlane = 0x10000;
+  static constexpr uint32_t kPlane = 0x10000;
   static constexpr double kNoWord = -1;  // below the logarithm of any count
 
-  static uint64_t key(Node parent, char32_t c) { return uint64_t{parent} << 21 | c; }
+  static uint64_t key(Node parent, uint32_t c) { return uint64_t{parent} << 21 | c; }
   size_t slot(uint64_t key) const { return (key * 0x9E3779B97F4A7C15u) >> shift_; }
 
-  Node insert(Node parent, char32_t c) {
+  Node insert(Node parent, uint32_t c) {
     Node child = step(parent, c);
     if (child != kNone) return child;
     child = static_cast<Node>(counts_.size());
