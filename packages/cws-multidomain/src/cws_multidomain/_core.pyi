@@ -176,3 +176,15 @@ def tagger_keys(
 def tagger_word_keys(
     sentences: list[list[str]], fold_from: NDArray[np.uint32], fold_to: NDArray[np.uint32]
 ) -> NDArray[np.uint64]: ...
+
+# bind_format.cpp
+
+def format_rows(
+    text: bytes,
+    starts: NDArray[np.int32],
+    ends: NDArray[np.int32],
+    row_splits: NDArray[np.int64],
+    style: int,
+    unit: int,
+) -> bytes: ...
+def join(data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> bytes: ...

@@ -7,6 +7,7 @@ void bind_training(nb::module_& m);
 void bind_pkuseg(nb::module_& m);
 void bind_jieba(nb::module_& m);
 void bind_tagger(nb::module_& m);
+void bind_format(nb::module_& m);
 
 namespace {
 
@@ -29,4 +30,5 @@ NB_MODULE(_core, m) {
   bind_pkuseg(m);
   bind_jieba(m);
   bind_tagger(m);
+  bind_format(m);
 }
