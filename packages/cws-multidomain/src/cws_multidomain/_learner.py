@@ -99,7 +99,7 @@ class Learner:
             symbols, encoded.splits, made, encoded.allowed, owner.astype(np.uint8), options.rate
         )
         self._texts = (symbols, encoded.splits, owner)
-        self._start_gate = start.gate if start else None
+        self._gate = start.gate if start and len(start.domains) == len(self.domains) else None
 
     def _automaton(self, words: Sequence[tuple[str, int]]) -> _core.Lexicon:
         return lexicon(self.symbols.words(word for word, _ in words), self.symbols.count)
@@ -139,15 +139,14 @@ class Learner:
             components.append(
                 _component(keys[has], values[has], transition, self.symbols.count, len(self.lexicons))
             )
-        gate = self._start_gate
-        if len(self.domains) > 1 and (gate is None or gate.table.shape[1] != len(self.domains)):
-            gate = train_gate(*self._texts, len(self.domains), self.options.seed)
+        if self._gate is None and len(self.domains) > 1:
+            self._gate = train_gate(*self._texts, len(self.domains), self.options.seed)
         return Weights(
             symbols=self.symbols.mapping,
             lexicons=self.lexicons,
             components=components,
             domains=self.domains,
-            gate=gate,
+            gate=self._gate,
             metadata=dict(metadata or {}),
         )
 
