@@ -4,6 +4,7 @@ from .corpus import Partial, Sentence, read_corpus, recipe
 from .evaluation import Comparison, Interval, Scores, bootstrap, compare, evaluate, matrix, sentence_counts
 from .segmenter import Explanation, Offsets, Segmenter, Token
 from .tagger import Accuracy, Tagger, train_pos
+from .training import Progress, fine_tune, train
 
 __all__ = [
     "Accuracy",
@@ -12,6 +13,7 @@ __all__ = [
     "Interval",
     "Offsets",
     "Partial",
+    "Progress",
     "Scores",
     "Segmenter",
     "Sentence",
@@ -20,10 +22,12 @@ __all__ = [
     "bootstrap",
     "compare",
     "evaluate",
+    "fine_tune",
     "matrix",
     "read_corpus",
     "recipe",
     "sentence_counts",
+    "train",
     "train_pos",
 ]
 __version__ = "1.0.0"

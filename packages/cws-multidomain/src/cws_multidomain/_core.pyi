@@ -33,6 +33,7 @@ class Model:
     @property
     def sections(self) -> dict[str, NDArray[np.uint8]]: ...
     def lexicon_words(self, lexicon: int) -> tuple[NDArray[np.uint16], NDArray[np.int64]]: ...
+    def lexicon_marks(self, lexicon: int, symbols: NDArray[np.uint16]) -> NDArray[np.uint8]: ...
     @property
     def n_symbols(self) -> int: ...
     @property
@@ -73,6 +74,44 @@ def export_spans(
 def spans_schema() -> object: ...
 
 # bind_training.cpp
+
+class Trainer:
+    def __init__(self, lexicons: int, domains: int) -> None: ...
+    def set(
+        self,
+        component: int,
+        keys: NDArray[np.uint64],
+        weights: NDArray[np.float32],
+        transition: NDArray[np.float32],
+    ) -> None: ...
+    def load(
+        self,
+        symbols: NDArray[np.uint16],
+        splits: NDArray[np.int64],
+        marks: list[NDArray[np.uint8]],
+        allowed: NDArray[np.uint8],
+        domains: NDArray[np.uint8],
+        rate: float,
+    ) -> None: ...
+    def epoch(
+        self,
+        order: NDArray[np.int32],
+        seed: int,
+        upper: float,
+        lower: float,
+        l2: float,
+        transition: float,
+        domain_dropout: float,
+        feature_dropout: float,
+        shared: bool,
+        updates: int,
+        shards: int,
+        threads: int,
+    ) -> float: ...
+    @property
+    def keys(self) -> NDArray[np.uint64]: ...
+    def weights(self, component: int) -> NDArray[np.float32]: ...
+    def transition(self, component: int) -> NDArray[np.float32]: ...
 
 # bind_pkuseg.cpp
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,11 +14,12 @@ from . import _core
 from ._sentence import Partial, Sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
 DIGIT, LATIN, FIRST = 3, 4, 5  # symbols: see csrc/text.h
+SPARE = 256  # symbols for characters of later sentences
 SEPARATOR = 2  # belongs to no word
 LONGEST = 6  # symbols of a word that makes marks
 FOLDS = 10  # of the jackknife
@@ -65,7 +67,7 @@ def encode(sentences: Sequence[Sentence | Partial]) -> Encoded:
         starts.append(start)
         cuts = [int(ends[i]) for i, space in enumerate(sentence.spaces or ()) if space and i < len(ends) - 1]
         edges = [0, *cuts, len(text)]
-        lengths += [b - a for a, b in zip(edges, edges[1:], strict=False)]
+        lengths += [b - a for a, b in pairwise(edges)]
     splits = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
     return Encoded(points_of("".join(texts)), splits, np.concatenate(starts) if starts else np.zeros(0, np.uint8))
 
@@ -84,10 +86,12 @@ class Symbols:
 
     Args:
         mapping: folded code point to symbol, of the characters alone.
+        count: how many symbols there are, if that is enough.
     """
 
-    def __init__(self, mapping: Mapping[int, int]) -> None:
+    def __init__(self, mapping: Mapping[int, int], count: int = 0) -> None:
         self.mapping = dict(mapping)
+        self._count = count if count >= self._next else min(self._next + SPARE, 0xFFFF)
         table = np.zeros(_POINTS, np.uint16)
         if mapping:
             table[list(mapping)] = list(mapping.values())
@@ -98,6 +102,11 @@ class Symbols:
 
     @property
     def count(self) -> int:
+        """How many symbols there are; not all are in use, so that later ones fit into the same tables."""
+        return self._count
+
+    @property
+    def _next(self) -> int:
         return max(self.mapping.values(), default=FIRST - 1) + 1
 
     @classmethod
@@ -108,11 +117,14 @@ class Symbols:
         return cls({}).extended(corpora, words, variants)
 
     def extended(
-        self, corpora: Iterable[NDArray[np.uint32]], words: Iterable[str] = (), variants: Mapping[int, int] | None = None
+        self,
+        corpora: Iterable[NDArray[np.uint32]],
+        words: Iterable[str] = (),
+        variants: Mapping[int, int] | None = None,
     ) -> Symbols:
         """The same symbols, and more for the characters that have none."""
         variants = variants or {}
-        mapping, number = dict(self.mapping), self.count
+        mapping, number = dict(self.mapping), self._next
         for points in (*corpora, points_of("".join(words))):
             counts = np.bincount(fold(points), minlength=_POINTS)
             merged: Counter[int] = Counter()
@@ -125,7 +137,7 @@ class Symbols:
         for variant, character in variants.items():
             if character in mapping and variant not in mapping:
                 mapping[variant] = mapping[character]
-        return Symbols(mapping)
+        return Symbols(mapping, self.count if self.mapping else 0)
 
     def __call__(self, points: NDArray[np.uint32]) -> NDArray[np.uint16]:
         return np.asarray(self.table[points])
@@ -149,12 +161,14 @@ def lexicon(words: Iterable[bytes], symbols: int) -> _core.Lexicon:
     return _core.build_lexicon(np.frombuffer(b"".join(kept), ">u2").astype(np.uint16), splits, symbols)
 
 
-def marks(automaton: _core.Lexicon, symbols: NDArray[np.uint16], splits: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """The marks of sentences that lie end to end."""
+def marks(
+    of: Callable[[NDArray[np.uint16]], NDArray[np.uint8]], symbols: NDArray[np.uint16], splits: NDArray[np.int64]
+) -> NDArray[np.uint8]:
+    """The marks of sentences that lie end to end; `of` gives those of one."""
     number = np.arange(len(symbols)) + np.repeat(np.arange(len(splits) - 1), np.diff(splits))
     apart = np.full(len(symbols) + len(splits) - 1, SEPARATOR, np.uint16)
     apart[number] = symbols
-    return np.asarray(_core.lexicon_marks(automaton, apart)[number])
+    return np.asarray(of(apart)[number])
 
 
 def vocabulary(sentences: Iterable[Sentence | Partial]) -> dict[str, int]:
@@ -188,7 +202,7 @@ def jackknife(
         mine = np.repeat(fold_of == fold_, np.diff(encoded.splits))
         lengths = np.diff(encoded.splits)[fold_of == fold_]
         splits = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        out[mine] = marks(automaton, every[mine], splits)
+        out[mine] = marks(partial(_core.lexicon_marks, automaton), every[mine], splits)
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,10 +11,11 @@ import numpy as np
 from . import _core
 from ._encoding import Symbols, encode, jackknife, lexicon, marks, vocabulary
 from ._gate import train_gate
+from ._modelfile import PackedLexicon
 from ._weights import Component, Weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -55,6 +57,7 @@ class Learner:
         variants: code points that share the symbol of another, such as traditional forms of characters.
         start: weights to go on from, whose lexicons, domains and symbols are kept.
         shared: whether the shared weights learn.
+        device: "cpu", or a device of PyTorch, whose trainer has the same calls.
     """
 
     def __init__(
@@ -67,13 +70,14 @@ class Learner:
         variants: Mapping[int, int] | None = None,
         start: Weights | None = None,
         shared: bool = True,
+        device: str = "cpu",
     ) -> None:
         self.options, self.shared = options, shared
         self.domains = list(start.domains) if start else []
         self.domains += [name for name in sentences if name is not None and name not in self.domains]
         everything = [sentence for part in sentences.values() for sentence in part]
         encoded = encode(everything)
-        known = Symbols(start.symbols) if start else Symbols({})
+        known = Symbols(start.symbols, start.n_symbols) if start else Symbols({})
         self.symbols = known.extended([encoded.points], (word for word, _ in dictionary), variants)
         symbols = self.symbols(encoded.points)
 
@@ -81,28 +85,26 @@ class Learner:
         self.lexicons = list(start.lexicons) if start else []
         if dictionary:
             self.lexicons.append(list(dictionary))
-        made = [
-            marks(self._automaton(words), symbols, encoded.splits) for words in self.lexicons
-        ]
+        made = [marks(self._marker(words), symbols, encoded.splits) for words in self.lexicons]
         if folds:
             self.lexicons.append([(word, 0) for word in sorted(folds)])
             made.append(jackknife(folds, everything, self.symbols, encoded))
 
-        self._trainer = _core.Trainer(len(self.lexicons), len(self.domains))
+        self._trainer = _trainer(device)(len(self.lexicons), len(self.domains))
         if start:
             for number, component in enumerate(start.components):
                 self._trainer.set(number, *_features(component))
         self._lengths = np.diff(encoded.splits)
-        number_of = {name: k for k, name in enumerate(self.domains)}
+        number_of: dict[str | None, int] = {name: k for k, name in enumerate(self.domains)}
         owner = np.concatenate([np.full(_count(part), number_of.get(name, 0)) for name, part in sentences.items()])
-        self._trainer.load(
-            symbols, encoded.splits, made, encoded.allowed, owner.astype(np.uint8), options.rate
-        )
+        self._trainer.load(symbols, encoded.splits, made, encoded.allowed, owner.astype(np.uint8), options.rate)
         self._texts = (symbols, encoded.splits, owner)
         self._gate = start.gate if start and len(start.domains) == len(self.domains) else None
 
-    def _automaton(self, words: Sequence[tuple[str, int]]) -> _core.Lexicon:
-        return lexicon(self.symbols.words(word for word, _ in words), self.symbols.count)
+    def _marker(self, words: Sequence[tuple[str, int]]) -> Callable[[NDArray[np.uint16]], NDArray[np.uint8]]:
+        if isinstance(words, PackedLexicon) and words.model.n_symbols == self.symbols.count:
+            return words.marks
+        return partial(_core.lexicon_marks, lexicon(self.symbols.words(w for w, _ in words), self.symbols.count))
 
     @property
     def characters(self) -> int:
@@ -112,7 +114,7 @@ class Learner:
         """One pass over the sentences in a seeded order; the loss in nats per character."""
         o = self.options
         order = np.random.default_rng([o.seed, number]).permutation(len(self._lengths)).astype(np.int32)
-        loss = self._trainer.epoch(
+        loss: float = self._trainer.epoch(
             order,
             seed=o.seed * 1_000_003 + number,
             upper=o.upper,
@@ -136,9 +138,7 @@ class Learner:
             values = self._trainer.weights(number).reshape(-1, 4)
             has = ~np.isnan(values[:, 0])
             transition = self._trainer.transition(number).reshape(4, 4)
-            components.append(
-                _component(keys[has], values[has], transition, self.symbols.count, len(self.lexicons))
-            )
+            components.append(_component(keys[has], values[has], transition, self.symbols.count, len(self.lexicons)))
         if self._gate is None and len(self.domains) > 1:
             self._gate = train_gate(*self._texts, len(self.domains), self.options.seed)
         return Weights(
@@ -149,6 +149,17 @@ class Learner:
             gate=self._gate,
             metadata=dict(metadata or {}),
         )
+
+
+def _trainer(device: str) -> Callable[[int, int], Any]:
+    if device == "cpu":
+        return _core.Trainer
+    from .gpu import require
+
+    require(device)
+    from .gpu.training import Trainer
+
+    return partial(Trainer, device=device)
 
 
 def _count(part: Sequence[Sentence | Partial]) -> int:

@@ -6,8 +6,9 @@ import json
 import os
 import struct
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -15,18 +16,19 @@ from . import _core
 from ._weights import Component, Gate, Weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
     Sections = Mapping[str, bytes]
 
-__all__ = ["dictionary", "pack", "read", "replace", "to_bytes", "unpack", "write"]
+__all__ = ["PackedLexicon", "dictionary", "pack", "read", "replace", "to_bytes", "unpack", "write"]
 
 MAGIC = b"CWSMODEL"
 VERSION = 1
 _OTHER, _DIGIT, _LATIN, _CHARACTERS = 0, 3, 4, 5
 _NO_KEY = 0xFFFFFFFF
+_SAMPLED = 10_000  # rows of a table that its rounding is judged by
 _JOINT_LIMIT = 8191  # as in model.h
 _OWN = ("metadata", "shape", "numbers", "symbols", "canonical", "unigram", "bigram", "skip", "transition", "gate", "d")
 
@@ -167,7 +169,10 @@ def pack(weights: Weights, sections: Sections | None = None) -> bytes:
             out[f"d{k}.joint{i}"] = _bytes(np.clip(exact, -_JOINT_LIMIT, _JOINT_LIMIT) - own, "<i2")
         parts = [(d.charmark_keys[i], d.charmark[i]) for d in domains]
         hashed(f"charmark{i}", shared.charmark_keys[i], shared.charmark[i], parts)
-        _pack_lexicon(f"lexicon{i}", words, plane, others, canonical, out)
+        if isinstance(words, PackedLexicon) and words.model.n_symbols == n_symbols:
+            out.update(words.sections(f"lexicon{i}"))
+        else:
+            _pack_lexicon(f"lexicon{i}", words, plane, others, canonical, out)
     gate_scale, threshold = 1.0, 0.6
     if weights.gate is not None:
         threshold = weights.gate.threshold
@@ -205,7 +210,7 @@ def _scale(weights: Weights) -> float:
         names = [("bigram", part.bigram_keys if part else None), ("skip", part.skip_keys if part else None)]
         for name, keys in names:
             rows = _centred(getattr(shared, name))
-            if part is not None:
+            if part is not None and keys is not None:
                 rows = rows[np.searchsorted(getattr(shared, f"{name}_keys"), keys)] + _centred(getattr(part, name))
             tables.append(rows)
         for i, rows in enumerate(shared.charmark):
@@ -214,8 +219,8 @@ def _scale(weights: Weights) -> float:
                 at = np.searchsorted(shared.charmark_keys[i], part.charmark_keys[i])
                 rows = rows[at] + _centred(part.charmark[i])
             tables.append(rows)
-    values = np.concatenate([np.abs(t).ravel() for t in tables])
-    largest = float(values.max(initial=0.0))
+    largest = max(float(np.abs(t).max(initial=0.0)) for t in tables)
+    values = np.concatenate([np.abs(t[:: 1 + len(t) // _SAMPLED]).ravel() for t in tables])
     if largest == 0.0:
         return 32.0
     best = (np.inf, 1.0)
@@ -226,10 +231,10 @@ def _scale(weights: Weights) -> float:
     return best[1]
 
 
-def _centred(rows: NDArray[Any]) -> NDArray[np.float64]:
+def _centred(rows: NDArray[Any]) -> NDArray[np.float32]:
     """Rows whose largest and smallest weight are opposite; no path's score changes against another's."""
-    wide = np.asarray(rows, np.float64)
-    return wide - (wide.max(-1, keepdims=True) + wide.min(-1, keepdims=True)) / 2
+    wide = np.asarray(rows, np.float32)
+    return np.asarray(wide - (wide.max(-1, keepdims=True) + wide.min(-1, keepdims=True)) / 2, np.float32)
 
 
 def _int8(values: NDArray[Any]) -> NDArray[np.int8]:
@@ -271,19 +276,27 @@ def _pack_lexicon(
     out: dict[str, bytes],
 ) -> None:
     """The automaton; counts of words that are their own canonical form, in its order; the other words as text."""
+    names = [word for word, _ in words]
+    points = np.frombuffer("".join(names).encode("utf-32-le", "surrogatepass"), "<u4")
+    symbols = plane[np.minimum(points, 0xFFFF)]
+    for at in np.flatnonzero(points > 0xFFFF).tolist():
+        symbols[at] = others.get(int(points[at]), _OTHER)
+    known = np.cumsum(np.append(0, symbols == _OTHER))
+    exact = np.cumsum(np.append(0, (symbols < _CHARACTERS) | (canonical[symbols] != points)))
+    ends = np.cumsum([0, *map(len, names)])
+    unknown, inexact = (np.diff(of[ends]) > 0 for of in (known, exact))
+    raw, edges = symbols.astype(">u2").tobytes(), (2 * ends).tolist()
     counts: dict[bytes, int] = {}
     extras: list[str] = []
-    for word, count in words:
-        points = np.array([ord(c) for c in word], np.uint32)
-        symbols = [int(plane[c]) if c < 0x10000 else others.get(c, _OTHER) for c in points.tolist()]
-        key = np.array(symbols, ">u2").tobytes()
-        if not symbols or _OTHER in symbols:
+    for number, (word, count) in enumerate(words):
+        key = raw[edges[number] : edges[number + 1]]
+        if not key or unknown[number]:
             extras.append(f"{word}\t{count}\n")
-        elif min(symbols) >= _CHARACTERS and np.array_equal(canonical[symbols], points):
-            counts[key] = count + 1
-        else:
+        elif inexact[number]:
             counts.setdefault(key, 0)
             extras.append(f"{word}\t{count}\n")
+        else:
+            counts[key] = count + 1
     keys = sorted(counts)
     flat = np.frombuffer(b"".join(keys), ">u2").astype(np.uint16)
     splits = np.concatenate([[0], np.cumsum([len(k) // 2 for k in keys], dtype=np.int64)]).astype(np.int64)
@@ -335,6 +348,39 @@ def dictionary(model: _core.Model, lexicon: int = 0) -> dict[str, int]:
         word, _, count = line.rpartition("\t")
         words[word] = int(count)
     return words
+
+
+class PackedLexicon(Sequence[tuple[str, int]]):
+    """The words and counts of a model's lexicon, which are read when they are asked for."""
+
+    def __init__(self, model: _core.Model, index: int) -> None:
+        self.model, self.number = model, index
+        self._words: list[tuple[str, int]] | None = None
+
+    @property
+    def words(self) -> list[tuple[str, int]]:
+        if self._words is None:
+            self._words = list(dictionary(self.model, self.number).items())
+        return self._words
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[str, int]]: ...
+    def __getitem__(self, index: int | slice) -> tuple[str, int] | list[tuple[str, int]]:
+        return self.words[index]
+
+    def marks(self, symbols: NDArray[np.uint16]) -> NDArray[np.uint8]:
+        return self.model.lexicon_marks(self.number, symbols)
+
+    def sections(self, name: str) -> dict[str, bytes]:
+        """The sections of the lexicon under another name."""
+        own = f"lexicon{self.number}."
+        found = self.model.sections.items()
+        return {f"{name}.{key[len(own) :]}": data.tobytes() for key, data in found if key.startswith(own)}
 
 
 def unpack(model: _core.Model) -> Weights:
@@ -404,7 +450,7 @@ def unpack(model: _core.Model) -> Weights:
         gate = Gate((table / numbers[2]).astype(np.float32), bias, float(numbers[3]))
     return Weights(
         symbols=symbols,
-        lexicons=[list(dictionary(model, i).items()) for i in range(model.n_lexicons)],
+        lexicons=[PackedLexicon(model, i) for i in range(model.n_lexicons)],
         components=[component(k) for k in range(1 + len(domains))],
         domains=domains,
         gate=gate,

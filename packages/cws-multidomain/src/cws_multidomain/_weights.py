@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["Component", "Gate", "Weights"]
 
@@ -46,7 +49,7 @@ class Weights:
     symbols: dict[
         int, int
     ]  #: folded code point -> symbol >= 5; of those with one symbol the first is its canonical form
-    lexicons: list[list[tuple[str, int]]]  #: words with counts, 0 where it is unknown
+    lexicons: list[Sequence[tuple[str, int]]]  #: words with counts, 0 where it is unknown
     components: list[Component]
     domains: list[str]  #: names of components 1..K
     gate: Gate | None = None

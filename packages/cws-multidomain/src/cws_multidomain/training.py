@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from ._learner import MOST_DOMAINS, Learner, Options
 from ._pruning import prune
@@ -18,6 +18,7 @@ from .evaluation import evaluate
 from .segmenter import Segmenter, read_words
 
 if TYPE_CHECKING:
+    from ._pkuseg import Model as PkusegModel
     from ._weights import Weights
 
 __all__ = ["Progress", "fine_tune", "train"]
@@ -82,7 +83,8 @@ def train(
             None (default): the last epoch, temperature 1.
         dictionaries: paths (jieba, THUOCL, or a word a line), iterables of words, or dicts of counts by word. Together
             they make one lexicon, whose words of 2 to 6 characters become features.
-        templates: "native" (default), or "pkuseg": that program's features and tags, for one corpus without domains.
+        templates: "native" (default), or "pkuseg": that program's features and tags, for one corpus without domains;
+            what comes back is then a model of pkuseg, with `cut` and `save` alone.
         epochs: passes over the corpus (default 20, as in pkuseg).
         rate, updates, upper, lower, l2: of ADF; defaults 0.05, 10, 0.995, 0.6, 1, as in pkuseg.
         domain_dropout: share of the sentences that train the shared weights alone (default 0.3), so that they serve
@@ -96,8 +98,8 @@ def train(
         seed: of the order and of both dropouts (default 0).
         threads: None (default): all cores, as far as `shards` gives them work.
         shards: sentences that learn from the same weights, at the same time (default 1, plain stochastic steps).
-        reference: float64 in exactly the order of pkuseg, for `templates="pkuseg"`.
-        device: "cpu" (default), or "cuda" with the extra gpu.
+        reference: with `templates="pkuseg"`, float64 in exactly the order of pkuseg.
+        device: "cpu" (default), or "cuda" with the extra gpu, where only minibatches (`shards`) pay.
         metadata: kept in the model; see :attr:`Segmenter.info`.
         progress: called after each epoch.
 
@@ -127,14 +129,10 @@ def train(
         _at_least("max_bytes", max_bytes, 1)
     if templates not in ("native", "pkuseg"):
         raise ValueError(f"templates must be native or pkuseg, got {templates!r}")
-    if device not in ("cpu", "cuda"):
-        raise ValueError(f"device must be cpu or cuda, got {device!r}")
     if reference and templates != "pkuseg":
         raise ValueError("reference must be False for templates='native': it is the order of pkuseg's own steps")
     if templates == "pkuseg":
-        raise ValueError(
-            "templates='pkuseg' trains models of another kind: call cws_multidomain.compat.pkuseg.train"
-        )
+        return cast("Segmenter", _like_pkuseg(by_domain(corpus), epochs, options, reference))
     sentences, skipped = _labelled(by_domain(corpus))
     held_out = None if dev is None else by_domain(dev, "dev")
     learner = Learner(
@@ -143,6 +141,7 @@ def train(
         dictionary=_merged(dictionaries),
         with_vocabulary=vocabulary,
         variants=_points(variants),
+        device=device,
     )
     about = {"options": _public(options, epochs=epochs), "skipped": skipped, "sizes": _sizes(sentences)}
     return _learn(learner, epochs, held_out, {**(metadata or {}), "training": about}, max_bytes, progress)
@@ -194,6 +193,26 @@ def fine_tune(
     about = {**start.metadata, "fine_tuned": [*start.metadata.get("fine_tuned", []), tuned]}
     made = _learn(learner, epochs, None, about, None, progress, start.temperature)
     return segmenter.with_model(made)
+
+
+def _like_pkuseg(domains: _Domains, epochs: int, options: Options, reference: bool) -> PkusegModel:
+    from ._pkuseg import corpus_text
+    from ._pkuseg import train as learn
+
+    if list(domains) != [None]:
+        raise ValueError(f"corpus must have no domains for templates='pkuseg', got {', '.join(map(str, domains))}")
+    words = [sentence.words for sentence in domains[None] if isinstance(sentence, Sentence)]
+    return learn(
+        corpus_text(words),
+        epochs=epochs,
+        rate=options.rate,
+        updates=options.updates,
+        upper=options.upper,
+        lower=options.lower,
+        l2=options.l2,
+        seed=options.seed,
+        reference=reference,
+    )
 
 
 def _learn(

@@ -42,10 +42,14 @@ cws::LexiconArrays build_lexicon(Array1<uint16_t> symbols, Array1<int64_t> row_s
   return builder.finish();
 }
 
-nb::object lexicon_marks(const cws::LexiconArrays& lexicon, Array1<uint16_t> symbols) {
+nb::object marks(const cws::Lexicon& lexicon, Array1<uint16_t> symbols) {
   std::vector<uint8_t> m(symbols.shape(0));
-  cws::marks(lexicon.view(), symbols.data(), int64_t(m.size()), m.data());
+  cws::marks(lexicon, symbols.data(), int64_t(m.size()), m.data());
   return to_numpy(std::move(m));
+}
+
+nb::object lexicon_marks(const cws::LexiconArrays& lexicon, Array1<uint16_t> symbols) {
+  return marks(lexicon.view(), symbols);
 }
 
 // first, edges, pilots, (size, seed, states, bytes, target_bits): the sections of a file.
@@ -93,6 +97,11 @@ nb::tuple lexicon_words(const Model& model, int k) {
     splits.push_back(int64_t(symbols.size()));
   });
   return nb::make_tuple(to_numpy(std::move(symbols)), to_numpy(std::move(splits)));
+}
+
+nb::object model_marks(const Model& model, int k, Array1<uint16_t> symbols) {
+  if (k < 0 || k >= model.n_lexicons()) throw nb::index_error("no such lexicon");
+  return marks(model.lexicon(k), symbols);
 }
 
 // ---- the engine
@@ -743,6 +752,7 @@ void bind_engine(nb::module_& m) {
                    [](const std::shared_ptr<Model>& x) { return bytes_of(x, x->file().data(), x->file().size()); })
       .def_prop_ro("sections", sections)
       .def("lexicon_words", lexicon_words, "lexicon"_a)
+      .def("lexicon_marks", model_marks, "lexicon"_a, "symbols"_a.noconvert())
       .def_prop_ro("n_symbols", &Model::n_symbols)
       .def_prop_ro("n_lexicons", &Model::n_lexicons)
       .def_prop_ro("gated", [](const Model& x) { return x.gate() != nullptr; })

@@ -30,14 +30,14 @@ void load(cws::Trainer& trainer, Array1<uint16_t> symbols, Array1<int64_t> split
   trainer.load(std::move(corpus), rate);
 }
 
-double epoch(cws::Trainer& trainer, Array1<int32_t> order, uint64_t seed, float upper, float lower,
-             float l2, float transition, float domain_dropout, float feature_dropout, bool shared, int updates,
-             int shards, int threads) {
+double epoch(cws::Trainer& trainer, Array1<int32_t> order, uint64_t seed, float upper, float lower, float l2,
+             float transition, float domain_dropout, float feature_dropout, bool shared, int updates, int shards,
+             int threads) {
   const std::vector<int32_t> sentences = copy(order);
   nb::gil_scoped_release release;
-  return trainer.epoch({upper, lower, l2, transition, domain_dropout, feature_dropout, shared, updates, shards,
-                        threads},
-                       sentences, seed);
+  return trainer.epoch(
+      {upper, lower, l2, transition, domain_dropout, feature_dropout, shared, updates, shards, threads}, sentences,
+      seed);
 }
 
 nb::object keys(const cws::Trainer& trainer) { return to_numpy(std::vector<uint64_t>(trainer.keys())); }

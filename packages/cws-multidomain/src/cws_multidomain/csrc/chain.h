@@ -78,7 +78,8 @@ struct Chain {
       if (i == 0) {
         v = masked(0, allowed) * Tags{1, 0, 0, 1};
       } else {
-        v = (__builtin_shuffle(v, first) * from_first + __builtin_shuffle(v, second) * from_second) * masked(i, allowed);
+        v = (__builtin_shuffle(v, first) * from_first + __builtin_shuffle(v, second) * from_second) *
+            masked(i, allowed);
       }
       if (i == n - 1) v *= Tags{0, 0, 1, 1};
       const float sum = std::max(v[0] + v[1] + v[2] + v[3], kTiny);
