@@ -191,13 +191,20 @@ def test_progress_is_shown_on_a_terminal_only(tmp_path: Path) -> None:
     assert done.stderr == b""
 
 
-def test_parts_of_speech_stand_behind_the_tokens() -> None:
-    tokens = Segmenter.load().tokenize("我们在北京大学学习。")
-    assert cws("pos", given="我们在北京大学学习。") == " ".join(f"{t.text}_{t.pos}" for t in tokens) + "\n"
-    row = json.loads(cws("pos", "--format", "jsonl", "--unit", "byte", given="我们在北京大学学习。"))
-    assert row["pos"] == [token.pos for token in tokens]
-    assert row["offsets"][-1][1] == len("我们在北京大学学习。".encode())
-    assert cws("pos", "--format", "tsv", given="他\n来").count("\n\n") == 2
+def test_parts_of_speech_stand_behind_the_tokens(tmp_path: Path) -> None:
+    corpus, model, text = tmp_path / "train.txt", tmp_path / "own.cws", "我们在北京大学学习。"
+    corpus.write_text("我们_PN 在_P 北京_NR 大学_NN 学习_VV 。_PU\n他们_PN 去_VV 上海_NR\n" * 10, encoding="utf-8")
+    cws("train", corpus, "--pos", corpus, "--epochs", "5", "--output", model)
+    assert cws("pos", "--model", model, given=text) == "我们_PN 在_P 北京_NR 大学_NN 学习_VV 。_PU\n"
+    row = json.loads(cws("pos", "--model", model, "--format", "jsonl", "--unit", "byte", given=text))
+    assert row["pos"] == ["PN", "P", "NR", "NN", "VV", "PU"]
+    assert row["offsets"][-1][1] == len(text.encode())
+    table = cws("pos", "--model", model, "--format", "tsv", "--unit", "utf16", given="😀\n他们去")
+    assert table.endswith("\n\n他们\t0\t2\tPN\n去\t2\t3\tVV\n\n")
+    assert table.startswith("😀\t0\t2\t")
+    plain = tmp_path / "plain.cws"
+    cws("train", corpus, "--epochs", "1", "--output", plain)
+    assert "--model must have a tagger" in cws("pos", "--model", plain, given=text, code=1)
 
 
 def test_a_model_is_trained_and_scored(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cws_multidomain import Segmenter
+from cws_multidomain import Segmenter, _modelfile, train
+from cws_multidomain.tagger import Tagger
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,8 +19,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what spaCy's own dependencies warn of
     spacy = pytest.importorskip("spacy", reason="spaCy is not installed (extra spacy)")
     from spacy.tokens import Doc, DocBin
-
-    from cws_multidomain.spacy import Tokenizer
 
 TEXT = " 我们  在北京\u3000大学\r\n学习，e-mail: a@b.cn 👨\u200d👩\u200d👧。\n"
 MIXED = st.text(st.sampled_from("我们在北京大学 \t\r\n\u3000😀a1，\u200b\ufeff\u0301") | st.characters(), max_size=30)
@@ -87,11 +86,20 @@ def test_docs_survive_a_docbin(nlp: Any) -> None:
     assert doc.text == TEXT
 
 
-def test_tags_are_filled_if_asked_for(nlp: Any) -> None:
-    assert not any(token.tag_ for token in nlp(TEXT))
-    segmenter = Segmenter.load()
-    doc = Tokenizer(nlp.vocab, segmenter, tag=True)(TEXT)
-    assert doc.text == TEXT
-    tags = [token.tag_ for token in doc if not token.is_space]
-    assert tags == [token.pos for token in segmenter.tokenize(TEXT)]
-    assert {token.tag_ for token in doc if token.is_space} == {"_SP"}
+def test_tags_are_filled_if_asked_for(nlp: Any, tmp_path: Path) -> None:
+    path = tmp_path / "own.cws"
+    corpus = [["我们", "在", "北京"], ["他们", "去", "上海"]] * 10
+    tagger = Tagger.train([[("我们", "PN"), ("在", "P"), ("北京", "NR")], [("他们", "PN"), ("去", "VV")]] * 10)
+    _modelfile.write(path, _modelfile.replace(train(corpus, epochs=5)._model, tagger.to_sections()))
+    assert [token.tag_ for token in blank(model=str(path), tag=True)(" 我们\n在 北京")] == [
+        "_SP",
+        "PN",
+        "_SP",
+        "P",
+        "NR",
+    ]
+    assert not any(token.tag_ for token in blank(model=str(path))(TEXT))
+    plain = tmp_path / "plain.cws"
+    train(corpus, epochs=1).save(plain)
+    with pytest.raises(ValueError, match="tag must be False for a model without a tagger, got True"):
+        blank(model=str(plain), tag=True)

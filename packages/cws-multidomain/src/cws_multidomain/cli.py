@@ -250,6 +250,7 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--output", required=True, metavar="FILE", help="the model, usually *.cws")
     parser.add_argument("--dev", action="append", default=[], metavar="[DOMAIN=]FILE", help="chooses the epoch")
     parser.add_argument("--dictionary", action="append", default=[], metavar="FILE", help="words, one a line")
+    parser.add_argument("--pos", metavar="FILE", help="tagged words, of which a tagger for the model is trained")
     parser.add_argument("--templates", choices=["native", "pkuseg"], help="of features (default: native)")
     parser.add_argument("--epochs", type=_positive, help="default: 20; 5 with --base")
     for name in _RATES:
@@ -292,7 +293,16 @@ def _train(options: Any) -> None:
         with _epochs(options.epochs or 20) as progress:
             dev = _corpora(options.dev) or None
             segmenter = train(corpus, dev=dev, dictionaries=options.dictionary, progress=progress, **chosen)
+    if options.pos:
+        segmenter = _with_tagger(segmenter, options.pos)
     segmenter.save(options.output)
+
+
+def _with_tagger(segmenter: Segmenter, corpus: str) -> Segmenter:
+    from ._modelfile import replace
+    from .tagger import Tagger
+
+    return segmenter.from_bytes(replace(segmenter._model, Tagger.train(corpus).to_sections()))
 
 
 @contextmanager
