@@ -97,8 +97,8 @@ nb::list keep_whitespace(nb::str text, nb::list words) {
 
 nb::object count(const jieba::Dictionary& dictionary, nb::str word) {
   const Text points = read(word);
-  const jieba::Node node = dictionary.find(points.data(), points.size());
-  return node == jieba::kNone ? nb::none() : nb::object(nb::int_(dictionary.count(node)));
+  const jieba::Edge edge = dictionary.find(points.data(), points.size());
+  return edge.child == jieba::kNone ? nb::none() : nb::object(nb::int_(dictionary.count(edge)));
 }
 
 void add(jieba::Dictionary& dictionary, nb::str word, int64_t count) {

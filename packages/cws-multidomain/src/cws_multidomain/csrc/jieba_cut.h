@@ -85,17 +85,17 @@ class Cutter {
       if (i >= kAhead) dictionary_.prefetch(text[i - kAhead], text[i - kAhead + 1]);
       double score = -std::numeric_limits<double>::infinity();
       size_t end = i + 1;
-      Node node = dictionary_.step(kNone, text[i]);
-      for (size_t j = i + 1; node != kNone; ++j) {
-        if (dictionary_.is_word(node)) {
-          const double through = dictionary_.log_count(node) - log_total_ + scores_[j];
+      Edge edge = dictionary_.step(kNone, text[i]);
+      for (size_t j = i + 1; edge.child != kNone; ++j) {
+        if (edge.level != 0) {
+          const double through = dictionary_.log_count(edge) - log_total_ + scores_[j];
           if (through >= score) {
             score = through;
             end = j;
           }
         }
         if (j == n) break;
-        node = dictionary_.step(node, text[j]);
+        edge = dictionary_.step(edge.child, text[j]);
       }
       const bool found = score > -std::numeric_limits<double>::infinity();
       scores_[i] = found ? score : 0 - log_total_ + scores_[i + 1];
@@ -127,11 +127,11 @@ class Cutter {
     std::vector<size_t> ends;
     for (size_t i = 0; i < n; ++i) {
       ends.clear();
-      Node node = dictionary_.step(kNone, text[i]);
-      for (size_t j = i + 1; node != kNone; ++j) {
-        if (dictionary_.is_word(node)) ends.push_back(j);
+      Edge edge = dictionary_.step(kNone, text[i]);
+      for (size_t j = i + 1; edge.child != kNone; ++j) {
+        if (edge.level != 0) ends.push_back(j);
         if (j == n) break;
-        node = dictionary_.step(node, text[j]);
+        edge = dictionary_.step(edge.child, text[j]);
       }
       if (ends.empty()) ends.push_back(i + 1);
       if (in_run && !is_alphanumeric(text[i])) {
@@ -170,8 +170,7 @@ template <class Token>
 void search(const Dictionary& dictionary, const uint32_t* word, size_t n, Token&& token) {
   for (const size_t length : {size_t{2}, size_t{3}}) {
     for (size_t i = 0; n > length && i + length <= n; ++i) {
-      const Node node = dictionary.find(word + i, length);
-      if (node != kNone && dictionary.is_word(node)) token(i, i + length);
+      if (dictionary.find(word + i, length).level != 0) token(i, i + length);
     }
   }
   token(0, n);
