@@ -7,6 +7,7 @@ import os
 import struct
 import tempfile
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -319,14 +320,13 @@ def _varints(values: Sequence[int]) -> bytes:
     return bytes(out)
 
 
-def _from_varints(data: NDArray[np.uint8]) -> list[int]:
+def _from_varints(data: NDArray[np.uint8]) -> NDArray[np.int64]:
     if not len(data):
-        return []
+        return np.zeros(0, np.int64)
     starts = np.concatenate([[0], np.flatnonzero(data < 0x80)[:-1] + 1])
-    shift = np.arange(len(data)) - np.repeat(starts, np.diff([*starts.tolist(), len(data)]))
-    parts = (data & 0x7F).astype(np.uint64) << (7 * shift).astype(np.uint64)
-    values: list[int] = np.add.reduceat(parts, starts).tolist()
-    return values
+    shift = np.arange(len(data)) - np.repeat(starts, np.diff(starts, append=len(data)))
+    parts = (data & 0x7F).astype(np.int64) << (7 * shift)
+    return np.add.reduceat(parts, starts)
 
 
 # ---- tables to Weights
@@ -334,20 +334,34 @@ def _from_varints(data: NDArray[np.uint8]) -> list[int]:
 
 def dictionary(model: _core.Model, lexicon: int = 0) -> dict[str, int]:
     """The words of a lexicon, exactly as they were given, with their counts."""
+    points, splits, counts = dictionary_arrays(model, lexicon)
+    text = points.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
+    words = (text[begin:end] for begin, end in pairwise(splits.tolist()))
+    return dict(zip(words, counts.tolist(), strict=True))
+
+
+def dictionary_arrays(
+    model: _core.Model, lexicon: int = 0
+) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.int64]]:
+    """The code points of the words, one word after the other; where each begins and the last ends; their counts."""
     sections = model.sections
-    canonical = sections["canonical"].view("<u4")
     symbols, splits = model.lexicon_words(lexicon)
-    text = "".join(map(chr, canonical[symbols].tolist()))
-    ends = splits.tolist()
     counts = _from_varints(sections[f"lexicon{lexicon}.counts"])
-    if len(counts) != len(ends) - 1:
-        raise ValueError(f'section "lexicon{lexicon}.counts" has {len(counts)} items where {len(ends) - 1} are needed')
-    words = {text[ends[i] : ends[i + 1]]: count - 1 for i, count in enumerate(counts) if count}
+    if len(counts) != len(splits) - 1:
+        items = f"{len(counts)} items where {len(splits) - 1} are needed"
+        raise ValueError(f'section "lexicon{lexicon}.counts" has {items}')
+    lengths = np.diff(splits)
+    own = counts > 0  # others are only there because words in the extras have their symbols
+    points = sections["canonical"].view("<u4")[symbols[np.repeat(own, lengths)]]
     extras = sections[f"lexicon{lexicon}.extras"].tobytes().decode("utf-8", "surrogatepass")
-    for line in extras.split("\n")[:-1]:
-        word, _, count = line.rpartition("\t")
-        words[word] = int(count)
-    return words
+    pairs = [line.rpartition("\t") for line in extras.split("\n")[:-1]]
+    more = "".join(word for word, _, _ in pairs).encode("utf-32-le", "surrogatepass")
+    every = np.concatenate([lengths[own], np.array([len(word) for word, _, _ in pairs], np.int64)])
+    return (
+        np.concatenate([points, np.frombuffer(more, "<u4")]).astype(np.uint32),
+        np.concatenate([[0], np.cumsum(every)]),
+        np.concatenate([counts[own] - 1, np.array([int(count) for _, _, count in pairs], np.int64)]),
+    )
 
 
 class PackedLexicon(Sequence[tuple[str, int]]):

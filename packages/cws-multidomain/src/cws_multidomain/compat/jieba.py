@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._core import JiebaDictionary, keep_whitespace
+from .._modelfile import dictionary_arrays
 
 if TYPE_CHECKING:
     from ..segmenter import Segmenter
@@ -286,11 +287,9 @@ def _split(segmenter: Segmenter, words: list[str]) -> list[str]:
 
 
 def _of_model(segmenter: Segmenter) -> JiebaDictionary:
-    try:
-        counts = segmenter.dictionary()
-    except ValueError:
-        raise ValueError(f"dictionary must be given, since the model has none: {segmenter!r}") from None
-    words = JiebaDictionary(list(counts), list(counts.values()))
+    if not segmenter._model.n_lexicons:
+        raise ValueError(f"dictionary must be given, since the model has none: {segmenter!r}")
+    words = JiebaDictionary.of_points(*dictionary_arrays(segmenter._model))
     words.total = segmenter.info.get("dictionary_total", words.total)  # jieba's file has a word twice, and counts both
     return words
 

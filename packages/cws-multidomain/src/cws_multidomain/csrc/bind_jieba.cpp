@@ -40,6 +40,18 @@ jieba::Dictionary build(nb::list words, nb::list counts) {
   return dictionary;
 }
 
+// Words as code points, one after the other; where each begins and the last ends.
+jieba::Dictionary build_of_points(Array1<uint32_t> points, Array1<int64_t> splits, Array1<int64_t> counts) {
+  if (splits.size() != counts.size() + 1) throw std::invalid_argument("splits and counts differ in length");
+  jieba::Dictionary dictionary;
+  dictionary.reserve(counts.size());
+  for (size_t i = 0; i < counts.size(); ++i) {
+    const int64_t begin = splits.data()[i];
+    dictionary.add(points.data() + begin, size_t(splits.data()[i + 1] - begin), counts.data()[i]);
+  }
+  return dictionary;
+}
+
 nb::object cut(const jieba::Dictionary& dictionary, nb::str text) {
   const Text points = read(text);
   if (points.size() > INT32_MAX) throw std::invalid_argument("text must have at most 2**31 - 1 characters");
@@ -114,6 +126,8 @@ void bind_jieba(nb::module_& m) {
            [](jieba::Dictionary* self, nb::list words, nb::list counts) {
     new (self) jieba::Dictionary(build(words, counts));
   }, nb::arg("words"), nb::arg("counts"))
+      .def_static("of_points", build_of_points, nb::arg("points").noconvert(), nb::arg("splits").noconvert(),
+                  nb::arg("counts").noconvert())
       .def_prop_rw("total", &jieba::Dictionary::total, &jieba::Dictionary::set_total)
       .def("add", add, nb::arg("word"), nb::arg("count"))
       .def("count", count, nb::arg("word"))
