@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import subprocess
 import sys
 from typing import Any
@@ -168,6 +169,47 @@ def test_interpreted_kernels_learn_what_the_reference_learns(monkeypatch):
         assert kernels.epoch(order(12, 0), seed=0, **options) == pytest.approx(expected, rel=1e-6)
     torch.testing.assert_close(kernels._w, reference._w, rtol=0, atol=1e-6)
     torch.testing.assert_close(kernels._transition, reference._transition, rtol=0, atol=1e-6)
+
+
+def test_train_takes_the_device_and_learns_the_same_segmenter(monkeypatch):
+    pytest.importorskip("cws_multidomain.training", reason="this build does not train")
+    from cws_multidomain import _learner, gpu
+
+    words = ["我们", "爱", "北京", "天安门", "大学", "很", "大", "的", "学生", "在"]
+    rng = random.Random(0)
+    part = [[rng.choice(words) for _ in range(rng.randrange(1, 9))] for _ in range(60)]
+    corpus, losses = {"one": part[:40], "two": part[40:]}, []
+    options: dict[str, Any] = {"epochs": 3, "shards": 16, "progress": lambda p: losses.append(p.loss)}
+    peer = gpu.train(corpus, device="cpu", **options)
+    made: list[str] = []
+
+    def on_cpu(device: str) -> Any:
+        made.append(device)
+        return lambda lexicons, domains: training.Trainer(lexicons, domains, device="cpu")
+
+    monkeypatch.setattr(_learner, "_trainer", on_cpu)
+    monkeypatch.setattr(gpu, "require", lambda device: None)
+    ours = gpu.train(corpus, device="cuda", **options)
+    assert made == ["cuda"]
+    assert losses[3:] == pytest.approx(losses[:3], rel=1e-4, abs=1e-7)
+    texts = ["".join(line) for line in part]
+    assert ours.cut_many(texts) == peer.cut_many(texts)
+
+
+@pytest.mark.gpu
+def test_train_on_a_gpu_learns_what_it_learns_on_the_cpu():
+    if not torch.cuda.is_available():
+        pytest.skip("this needs a CUDA device")
+    from cws_multidomain import gpu
+
+    rng = random.Random(0)
+    corpus = [[rng.choice(["我们", "爱", "北京", "大学", "的"]) for _ in range(rng.randrange(1, 9))] for _ in range(60)]
+    losses: list[float] = []
+    one, two = (
+        gpu.train(corpus, device=d, epochs=3, progress=lambda p: losses.append(p.loss)) for d in ("cuda", "cpu")
+    )
+    assert losses[:3] == pytest.approx(losses[3:], rel=1e-4, abs=1e-7)
+    assert one.cut("我们爱北京大学") == two.cut("我们爱北京大学")
 
 
 def test_dropout_leaves_out_the_share_that_was_asked_for_and_never_the_symbol_itself():

@@ -66,7 +66,7 @@ def train(corpus: Corpus, *, device: str = "cuda", shards: int = 64, **options: 
 
     Args:
         corpus: as for :func:`cws_multidomain.train`.
-        device: "cuda" (default), or "cpu" for the definition of the operators, which is slow.
+        device: "cuda" (default), or "cpu" for the same minibatches in C++.
         shards: sentences of a minibatch (default 64). A GPU needs hundreds to be busy, but steps of ADF are larger for
             more sentences: watch the loss.
         **options: as for :func:`cws_multidomain.train`.

@@ -245,6 +245,10 @@ class Trainer:
             alone = torch.from_numpy(domain == 0).to(self.device)[sentence_of]
             ids[:, width:].masked_fill_(alone[:, None], -1)
         emission = _ops.emit(ids, self._w)
+        # What is taken from all tags of a position changes no probability. The labels' scores are then near 0, and a
+        # small loss is no longer the difference of two large float32 numbers.
+        labels = emission.masked_fill(~self._permitted[positions], -float("inf")).amax(1, keepdim=True)
+        emission -= labels.where(labels.isfinite(), 0)
         grad = torch.zeros_like(emission)
         pairs = torch.zeros_like(self._transition)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
