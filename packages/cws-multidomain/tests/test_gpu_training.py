@@ -52,7 +52,6 @@ def order(count: int, epoch: int) -> Any:
 
 
 @DEVICE
-@pytest.mark.skipif(not hasattr(_core, "Trainer"), reason="this build has no trainer in C++")
 @pytest.mark.parametrize(
     ("domains", "lexicons", "changes"),
     [
@@ -79,7 +78,6 @@ def test_minibatches_learn_what_the_trainer_in_c_learns(device, domains, lexicon
         np.testing.assert_allclose(ours.transition(component), peer.transition(component), rtol=0, atol=2e-6)
 
 
-@pytest.mark.skipif(not hasattr(_core, "Trainer"), reason="this build has no trainer in C++")
 def test_training_goes_on_from_given_weights():
     data, domains = sentences(30, 2, 1), 2
     options = {**PLAIN, "shards": 4}
