@@ -241,6 +241,15 @@ def test_domains_are_named_before_their_files(tmp_path: Path) -> None:
     assert "recipe msr" in cws("train", "--recipe", "msr", "--data", tmp_path, "--output", model, code=1)
 
 
+def test_a_model_is_tuned(tmp_path: Path) -> None:
+    corpus, base, model = tmp_path / "train.txt", tmp_path / "base.cws", tmp_path / "own.cws"
+    corpus.write_text("我们 爱 北京\n北京 很 大\n" * 9, encoding="utf-8")
+    cws("train", corpus, "--epochs", "5", "--output", base)
+    cws("train", f"schools={corpus}", "--base", base, "--epochs", "2", "--output", model)
+    assert json.loads(cws("model", "info", model))["domains"] == ["general", "schools"]
+    assert "--base goes with --epochs" in cws("train", corpus, "--base", base, "--l2", "2", "--output", model, code=1)
+
+
 def test_help_and_version_import_nothing_heavy() -> None:
     code = (
         "import sys\nfrom cws_multidomain.cli import main\n"

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
@@ -265,9 +266,9 @@ def _add_train(commands: Any) -> None:
     own.add_argument("--data", metavar="DIR", help="where they are")
     more = parser.add_argument_group("a model that is there")
     more.add_argument("--base", metavar="MODEL", help="fine-tune or adapt this model")
-    more.add_argument("--adapt", action="append", default=[], metavar="FILE", help="unlabelled texts, one a line")
-    more.add_argument("--lexicon", action="append", default=[], metavar="FILE", help="words of their domain")
-    more.add_argument("--name", help="the new domain's name")
+    more.add_argument("--adapt", metavar="FILE", help="unlabelled texts, one a line, of a domain that is made of them")
+    more.add_argument("--lexicon", metavar="FILE", help="words of that domain")
+    more.add_argument("--name", default="adapted", help="of that domain (default: adapted)")
 
 
 def _train(options: Any) -> None:
@@ -280,6 +281,8 @@ def _train(options: Any) -> None:
         corpus = {**(corpus if isinstance(corpus, dict) else {}), **recipe(name, options.data)}
     given = {name: getattr(options, name) for name in ("epochs", "templates", "device", *_RATES, *_COUNTS)}
     chosen = {name: value for name, value in given.items() if value is not None}
+    if options.adapt and (corpus or chosen.keys() - {"epochs", "seed"}):
+        raise ValueError("--adapt goes with --base, --lexicon, --name, --dev, --epochs and --seed only")
     if options.adapt:
         segmenter = _adapted(options)
     elif not corpus:
@@ -351,7 +354,25 @@ def _fine_tuned(base: str, corpus: Any, chosen: dict[str, Any]) -> Segmenter:
 
 
 def _adapted(options: Any) -> Segmenter:
-    raise NotImplementedError
+    """The adapted model; what `adapt` reports is the output."""
+    import json
+
+    from .adaptation import adapt
+    from .segmenter import Segmenter
+
+    base = Segmenter.load(options.base or "default")
+    chosen = {name: getattr(options, name) for name in ("epochs", "seed") if getattr(options, name) is not None}
+    segmenter = adapt(
+        base,
+        Path(options.adapt),
+        options.lexicon,
+        options.name,
+        dev=_corpora(options.dev) or None,
+        progress=(lambda line: sys.stderr.write(f"{line}\n")) if sys.stderr.isatty() else None,
+        **chosen,
+    )
+    sys.stdout.write(json.dumps(segmenter.info["adapted"][-1], ensure_ascii=False) + "\n")
+    return segmenter
 
 
 # evaluate
@@ -398,6 +419,8 @@ def _add_model(commands: Any) -> None:
     build = actions.add_parser("build", help="build the shipped model from its sources")
     build.add_argument("--data", required=True, metavar="DIR", help="where the sources of the manifest are")
     build.add_argument("--without", action="append", default=[], metavar="SOURCE", help="leave a source out")
+    build.add_argument("--dictionary", metavar="FILE", help="jieba's dict.txt (default: of the installed jieba)")
+    build.add_argument("--characters", metavar="FILE", help="OpenCC's TSCharacters.txt (default: of opencc)")
     build.add_argument("--output", required=True, metavar="FILE", help="the model")
     build.set_defaults(act=_build)
 
@@ -420,7 +443,17 @@ def _verify(options: Any) -> None:
 
 
 def _build(options: Any) -> None:
-    raise NotImplementedError
+    from .model_build import build
+
+    with _epochs(20) as progress:
+        build(
+            options.data,
+            options.output,
+            options.without,
+            dictionary=options.dictionary,
+            characters=options.characters,
+            progress=progress,
+        )
 
 
 if __name__ == "__main__":
