@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cws_multidomain import Sentence, Tagger, _core, read_corpus, train_pos
+from cws_multidomain._treebanks import own_tags_only, read_gsd, universal_tags_only
 
 NO_FOLD = (np.zeros(0, np.uint32), np.zeros(0, np.uint32))
 DATA = Path(__file__).parents[4] / "shared" / "data" / "cws" / "ud"
@@ -428,20 +429,61 @@ def test_odd_words_get_a_tag(tagger: Tagger) -> None:
     assert tagger.tag([]) == []
 
 
-# ---- a treebank
+# ---- treebanks
+
+GSD = """# a comment
+1\t看\t_\tVERB\tVV\t_\t0\troot\t_\t_
+2\t的\t_\tPART\tDEC\tCase=Rel\t1\tacl:relcl\t_\t_
+3\t的\t_\tPART\tDEC\tCase=Gen\t1\tcase:dec\t_\t_
+4\t地\t_\tPART\tDEV\tCase=Advb\t1\tmark\t_\t_
+5\t得\t_\tPART\tDEV\tCase=Comp\t1\tmark\t_\t_
+6\t是\t_\tVERB\tVC\t_\t1\tcop\t_\t_
+7\t是\t_\tVERB\tVC\t_\t1\tmark\t_\t_
+8\t被\t_\tVERB\tBB\tVoice=Pass\t1\tauxpass\t_\t_
+9\t把\t_\tVERB\tBB\tVoice=Cau\t1\taux:caus\t_\t_
+10\t如果\t_\tADV\tRB\t_\t1\tmark\t_\t_
+11\t不\t_\tADV\tRB\t_\t1\tneg\t_\t_
+12\t.\t_\tPUNCT\t.\t_\t1\tpunct\t_\t_
+
+1\t.\t_\tPUNCT\t,\t_\t0\troot\t_\t_
+"""
+
+
+def test_gsd_has_the_universal_tags_of_version_2(tmp_path: Path) -> None:
+    path = tmp_path / "gsd.conll"
+    path.write_text(GSD, encoding="utf-8")
+    first, second = read_gsd(path)
+    assert " ".join(first.upos or ()) == "VERB SCONJ PART SCONJ PART AUX VERB AUX ADP SCONJ ADV PUNCT"
+    assert " ".join(first.xpos or ()) == "VV DEC DEC DEV DEV VC VC BB BB RB RB ."
+    assert (first.words[-1], second.words) == ("。", (".",))
+    path.write_text("1\t看\t_\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="line 1 must have eight columns or more, got 3"):
+        read_gsd(path)
+
+
+def test_treebanks_of_other_conventions_leave_open_what_they_do_not_say() -> None:
+    sentence = Sentence(["的", "猫"], ["DEC", "NN"], ["PART", "NOUN"])
+    assert own_tags_only([sentence]) == [Sentence(["的", "猫"], ["DEC", "NN"])]
+    assert universal_tags_only([sentence]) == [Sentence(["的", "猫"], upos=["PART|SCONJ", "NOUN"])]
 
 
 @pytest.fixture(scope="module")
-def gsd() -> tuple[list[Any], list[Any]]:
+def treebank() -> Path:
     if not DATA.is_dir():
         pytest.skip("the treebanks of shared/data are not here")
-    train = read_corpus(DATA / "udc_train.conll.xz")
-    return train, read_corpus(DATA / "GSDSimp_zh_gsdsimp-ud-dev.conllu.xz")
+    return DATA
+
+
+def test_the_universal_tags_of_gsd_agree_with_its_version_2(treebank: Path) -> None:
+    old, new = read_gsd(treebank / "udc_dev.conll.xz"), read_corpus(treebank / "GSDSimp_zh_gsdsimp-ud-dev.conllu.xz")
+    pairs = [pair for a, b in zip(old, new, strict=True) for pair in zip(a.upos or (), b.upos or (), strict=True)]
+    assert sum(a == b for a, b in pairs) / len(pairs) > 0.998
 
 
 @pytest.mark.slow
-def test_on_a_treebank_half_the_unknown_words_errors_are_gone_against_the_commonest_tag(gsd: Any) -> None:
-    train, dev = gsd
-    tagger = Tagger.train(train, epochs=3)
-    assert tagger.evaluate(dev).xpos > 0.9
-    assert tagger.nbytes < 700_000
+def test_a_tagger_of_gsd_reaches_what_the_readme_says(treebank: Path) -> None:
+    tagger = Tagger.train(read_gsd(treebank / "udc_train.conll.xz"))
+    test = tagger.evaluate(read_corpus(treebank / "GSDSimp_zh_gsdsimp-ud-test.conllu.xz"))
+    assert test.xpos > 0.926
+    assert test.upos > 0.919
+    assert tagger.nbytes < 600_000
