@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,30 +67,33 @@ class Tokenizer:
         self.vocab, self.segmenter, self.tag = vocab, segmenter, tag
 
     def __call__(self, text: str) -> Doc:
-        return next(iter(self.pipe([text])))
+        if not self.tag:
+            return self._doc(text, self.segmenter.cut(text))
+        tokens = self.segmenter.tokenize(text)
+        return self._doc(text, [token.text for token in tokens], [token.pos or "" for token in tokens])
 
     def pipe(self, texts: Iterable[str], batch_size: int = 1000) -> Iterator[Doc]:
-        """The docs of texts, which are cut in batches."""
+        """The docs of texts, which all cores cut in batches."""
+        if self.tag:
+            yield from map(self, texts)
+            return
         rest = iter(texts)
         while batch := list(islice(rest, batch_size)):
-            if self.tag:
-                for text in batch:
-                    tokens = self.segmenter.tokenize(text)
-                    yield self._doc(text, [(t.start, t.end) for t in tokens], [t.pos or "" for t in tokens])
-                continue
-            offsets = self.segmenter.offsets(batch)
-            spans = list(zip(offsets.starts.tolist(), offsets.ends.tolist(), strict=True))
-            for text, (first, last) in zip(batch, pairwise(offsets.row_splits.tolist()), strict=True):
-                yield self._doc(text, spans[first:last])
+            yield from map(self._doc, batch, self.segmenter.cut_many(batch))
 
-    def _doc(self, text: str, spans: list[tuple[int, int]], tags: list[str] | None = None) -> Doc:
+    def _doc(self, text: str, tokens: list[str], tags: list[str] | None = None) -> Doc:
         """A space after a token belongs to it; other whitespace is a token."""
+        if sum(map(len, tokens)) == len(text):
+            return Doc(self.vocab, words=tokens, spaces=[False] * len(tokens), tags=tags)
         words: list[str] = []
         spaces: list[bool] = []
         found: list[str] = []
         at = 0
-        for index, (start, end) in enumerate([*spans, (len(text), len(text))]):
-            gap = text[at:start]
+        for token, tag in zip([*tokens, ""], [*(tags or [""] * len(tokens)), ""], strict=True):
+            start = at
+            while at < len(text) and text[at].isspace():
+                at += 1
+            gap = text[start:at]
             if gap.startswith(" ") and words:
                 spaces[-1] = True
                 gap = gap[1:]
@@ -98,11 +101,11 @@ class Tokenizer:
                 words.append(gap)
                 spaces.append(False)
                 found.append("_SP")
-            if start < end:
-                words.append(text[start:end])
+            if token:
+                words.append(token)
                 spaces.append(False)
-                found.append(tags[index] if tags else "")
-            at = end
+                found.append(tag)
+            at += len(token)
         return Doc(self.vocab, words=words, spaces=spaces, tags=found if tags else None)
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
