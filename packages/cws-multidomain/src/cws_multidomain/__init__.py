@@ -1,5 +1,6 @@
 """Chinese word segmentation by one compact CRF with shared and per-domain weights."""
 
+from .adaptation import Adaptation, adapt
 from .corpus import Partial, Sentence, read_corpus, recipe
 from .evaluation import Comparison, Interval, Scores, bootstrap, compare, evaluate, matrix, sentence_counts
 from .segmenter import Explanation, Offsets, Segmenter, Token
@@ -8,6 +9,7 @@ from .training import Progress, fine_tune, train
 
 __all__ = [
     "Accuracy",
+    "Adaptation",
     "Comparison",
     "Explanation",
     "Interval",
@@ -19,6 +21,7 @@ __all__ = [
     "Sentence",
     "Tagger",
     "Token",
+    "adapt",
     "bootstrap",
     "compare",
     "evaluate",
