@@ -241,13 +241,21 @@ def test_domains_are_named_before_their_files(tmp_path: Path) -> None:
     assert "recipe msr" in cws("train", "--recipe", "msr", "--data", tmp_path, "--output", model, code=1)
 
 
-def test_a_model_is_tuned(tmp_path: Path) -> None:
+def test_a_model_is_tuned_and_adapted(tmp_path: Path) -> None:
     corpus, base, model = tmp_path / "train.txt", tmp_path / "base.cws", tmp_path / "own.cws"
     corpus.write_text("我们 爱 北京\n北京 很 大\n" * 9, encoding="utf-8")
     cws("train", corpus, "--epochs", "5", "--output", base)
     cws("train", f"schools={corpus}", "--base", base, "--epochs", "2", "--output", model)
     assert json.loads(cws("model", "info", model))["domains"] == ["general", "schools"]
     assert "--base goes with --epochs" in cws("train", corpus, "--base", base, "--l2", "2", "--output", model, code=1)
+    texts, words = tmp_path / "novel.txt", tmp_path / "words.txt"
+    texts.write_text("鬼王爱碧瑶\n碧瑶很大\n我们爱碧瑶\n" * 9, encoding="utf-8")
+    words.write_text("碧瑶\n", encoding="utf-8")
+    options = ("--base", base, "--adapt", texts, "--lexicon", words, "--name", "novel", "--output", model)
+    report = json.loads(cws("train", *options))
+    assert (report["name"], report["lexicon"]) == ("novel", 1)
+    assert "novel" in json.loads(cws("model", "info", model))["domains"]
+    assert "--adapt goes with" in cws("train", corpus, *options, code=1)
 
 
 def test_help_and_version_import_nothing_heavy() -> None:

@@ -132,7 +132,7 @@ def pack(weights: Weights, sections: Sections | None = None) -> bytes:
         for k, (where, part) in enumerate(zip(at, parts, strict=True), 1):
             exact = _int8((own[where] + _centred(part)) * scale).astype(np.int32)
             delta = np.clip(exact - whole[where], -127, 127).astype(np.int8)
-            moved = np.flatnonzero(delta.reshape(len(delta), -1).any(1))
+            moved = np.flatnonzero(delta.any(axis=tuple(range(1, delta.ndim))))
             order = moved[np.argsort(slot_of[name][where[moved]], kind="stable")]
             out[f"d{k}.{name}.index"] = _bytes(slot_of[name][where[order]], "<u4")
             out[f"d{k}.{name}.rows"] = delta[order].tobytes()

@@ -360,6 +360,10 @@ def _adapted(options: Any) -> Segmenter:
     from .adaptation import adapt
     from .segmenter import Segmenter
 
+    def tell(line: str) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write(f"{line}\n")
+
     base = Segmenter.load(options.base or "default")
     chosen = {name: getattr(options, name) for name in ("epochs", "seed") if getattr(options, name) is not None}
     segmenter = adapt(
@@ -368,7 +372,7 @@ def _adapted(options: Any) -> Segmenter:
         options.lexicon,
         options.name,
         dev=_corpora(options.dev) or None,
-        progress=(lambda line: sys.stderr.write(f"{line}\n")) if sys.stderr.isatty() else None,
+        progress=tell,
         **chosen,
     )
     sys.stdout.write(json.dumps(segmenter.info["adapted"][-1], ensure_ascii=False) + "\n")
