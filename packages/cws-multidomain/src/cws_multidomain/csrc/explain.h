@@ -31,7 +31,8 @@ inline std::vector<Fired> fired(const Model& model, const Tables& active, const 
   }
   for (int d = -2; d <= 1; ++d) {
     const size_t at = 16 * size_t(rows.bigram[i + d]) + 4 * size_t(d + 2) + tag;
-    add(Feature::kBigram, d, 0, shared.bigram[at], active.bigram[at]);
+    const int8_t* delta = active.delta(rows.bigram[i + d]);
+    add(Feature::kBigram, d, 0, shared.bigram[at], active.bigram[at] + (delta ? delta[4 * (1 - d) + tag] : 0));
   }
   if (shared.skip) {
     const size_t at = 4 * size_t(rows.skip[i]) + tag;

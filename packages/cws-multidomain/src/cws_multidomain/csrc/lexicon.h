@@ -37,7 +37,7 @@ struct Lexicon {
     uint64_t edge;
     std::memcpy(&edge, edges + size_t(hash(key)) * bytes, 8);
     const uint64_t difference = (edge >> target_bits ^ key) << (64 - 8 * bytes + target_bits);
-    return difference ? 0 : uint32_t(edge) & ((1u << target_bits) - 1);
+    return uint32_t(edge) & ((1u << target_bits) - 1) & (0u - uint32_t(difference == 0));
   }
 
   bool contains(const uint16_t* word, int64_t n) const {
@@ -189,7 +189,7 @@ struct MarkScratch {
       for (auto* v : {&at, &state, &found}) v->resize(n + 16);
       for (auto* v : {&begins, &ends, &insides}) v->resize(n + 16);
     }
-    for (auto* v : {&begins, &ends, &insides}) std::memset(v->data(), 0, n + 2);
+    for (auto* v : {&begins, &ends, &insides}) std::memset(v->data(), 0, n + 3);
   }
 };
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <string>
@@ -18,6 +19,20 @@ inline constexpr int kMostLexicons = 2;
 inline constexpr int kJoints = 5 * kMarks * 5;
 inline constexpr int kLargestJoint = 8191;  // so that an int16 emission cannot overflow: 10 rows of int8, 2 of these, 2
 
+// What one domain adds to the rows of pairs, for few of them: rows in the order of their slots, d = 1, 0, -1, -2.
+struct Delta {
+  const uint64_t* bits = nullptr;   // which slots have a row
+  const uint32_t* ranks = nullptr;  // rows before those of each 64 slots
+  const int8_t* rows = nullptr;     // [][4][4]
+
+  // The row of a slot, or null.
+  const int8_t* operator()(uint32_t slot) const {
+    const uint64_t bit = uint64_t(1) << (slot & 63);
+    if (!bits || !(bits[slot >> 6] & bit)) return nullptr;
+    return rows + 16 * (size_t(ranks[slot >> 6]) + size_t(std::popcount(bits[slot >> 6] & (bit - 1))));
+  }
+};
+
 // What is added up at a position; rows of 4 tags. Each hashed table has a row of zeros at the end, for what is absent.
 struct Tables {
   const int8_t* unigram = nullptr;             // [symbols][5][4]
@@ -26,6 +41,7 @@ struct Tables {
   const int16_t* joint[kMostLexicons] = {};    // [kJoints][4]
   const int8_t* charmark[kMostLexicons] = {};  // [size + 1][4]
   const int32_t* transition = nullptr;         // [4][4]
+  Delta delta;                                 // to add to bigram, or nothing
 };
 
 struct Hashed {
@@ -35,7 +51,8 @@ struct Hashed {
   // The row of a key, the last row if it is absent.
   uint32_t operator()(uint32_t key) const {
     const uint32_t slot = hash(key);
-    return keys[slot] == key ? slot : hash.size;
+    const uint32_t found = 0u - uint32_t(keys[slot] == key);  // arithmetic: a branch here would be a coin's toss
+    return hash.size ^ ((hash.size ^ slot) & found);
   }
 };
 
@@ -173,7 +190,11 @@ class Mixture {
     if (std::all_of(weights.begin(), weights.end(), [](double w) { return w == 0; })) return;
     const Container& file = model.file();
     sum_rows(file, weights, "unigram", 20, size_t(model.n_symbols()), unigram_, tables_.unigram);
-    sum_rows(file, weights, "bigram", 16, model.bigram().hash.size, bigram_, tables_.bigram);
+    if (const size_t k = only(weights); k < weights.size()) {
+      make_delta(file, k, model.bigram().hash.size);
+    } else {
+      sum_rows(file, weights, "bigram", 16, model.bigram().hash.size, bigram_, tables_.bigram);
+    }
     if (tables_.skip) sum_rows(file, weights, "skip", 4, model.skip().hash.size, skip_, tables_.skip);
     for (int k = 0; k < model.n_lexicons(); ++k) {
       const std::string number = std::to_string(k);
@@ -194,6 +215,35 @@ class Mixture {
   }
 
  private:
+  // The domain that has the weight 1 while all others have none.
+  static size_t only(const std::vector<double>& weights) {
+    const auto one = std::find(weights.begin(), weights.end(), 1.0);
+    const bool others = std::count(weights.begin(), weights.end(), 0.0) + 1 != int64_t(weights.size());
+    return others ? weights.size() : size_t(one - weights.begin());
+  }
+
+  void make_delta(const Container& file, size_t k, uint32_t slots) {
+    size_t n = 0;
+    const uint32_t* index = file.array<uint32_t>(section(k, "bigram") + ".index", n);
+    const int8_t* rows = file.array_of<int8_t>(section(k, "bigram") + ".rows", n * 16);
+    bits_.assign(slots / 64 + 1, 0);
+    ranks_.assign(bits_.size(), 0);
+    delta_.resize(n * 16 + 16);
+    for (size_t r = 0; r < n; ++r) {
+      if (index[r] >= slots || (r && index[r] <= index[r - 1])) {
+        file.refuse("section \"" + section(k, "bigram") + ".index\"", "is not ascending within the table");
+      }
+      bits_[index[r] >> 6] |= uint64_t(1) << (index[r] & 63);
+      for (size_t d = 0; d < 4; ++d) std::copy_n(rows + 16 * r + 4 * d, 4, delta_.begin() + 16 * r + 4 * (3 - d));
+    }
+    uint32_t before = 0;
+    for (size_t w = 0; w < bits_.size(); ++w) {
+      ranks_[w] = before;
+      before += uint32_t(std::popcount(bits_[w]));
+    }
+    tables_.delta = {bits_.data(), ranks_.data(), delta_.data()};
+  }
+
   static std::string section(size_t k, const std::string& name) { return "d" + std::to_string(k + 1) + "." + name; }
 
   static void sum_rows(const Container& file, const std::vector<double>& weights, const std::string& name, size_t width,
@@ -241,7 +291,9 @@ class Mixture {
   }
 
   Tables tables_;
-  std::vector<int8_t> unigram_, bigram_, skip_, charmark_[kMostLexicons];
+  std::vector<int8_t> unigram_, bigram_, skip_, charmark_[kMostLexicons], delta_;
+  std::vector<uint64_t> bits_;
+  std::vector<uint32_t> ranks_;
   std::vector<int16_t> joint_[kMostLexicons];
   std::vector<int32_t> transition_;
 };

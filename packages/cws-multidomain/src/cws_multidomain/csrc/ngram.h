@@ -1,5 +1,6 @@
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 
@@ -46,32 +47,73 @@ struct Rows {
   const uint32_t* charmark[kMostLexicons];
 };
 
-// Emissions [n][4]; two symbols and rows more can be read at either end.
+using Byte8 = int8_t __attribute__((vector_size(8)));
+using Short8 = int16_t __attribute__((vector_size(16)));
+
+// Emissions of two positions at a time; for an odd n one more is written. The rows of d and d + 1 lie side by side, so
+// 8 bytes of a symbol's rows serve position i + 1 (low half) and position i (high half). 3 symbols and rows more can be
+// read at either end.
 template <int LEXICONS, bool SKIP>
 CLONES void emit(const Tables& t, const Rows& rows, int64_t n, int16_t* __restrict emission) {
-  const auto row = [](const int8_t* at) {
-    Byte4 four;
-    std::memcpy(&four, at, 4);
-    return __builtin_convertvector(four, Short4);
+  const auto widened = [](uint64_t eight) {
+    Byte8 bytes;
+    std::memcpy(&bytes, &eight, 8);
+    return __builtin_convertvector(bytes, Short8);
   };
-  const auto wide = [](const int16_t* at) {
-    Short4 four;
-    std::memcpy(&four, at, 8);
-    return four;
+  const auto both = [&](const int8_t* at) {
+    uint64_t eight;
+    std::memcpy(&eight, at, 8);
+    return widened(eight);
   };
-  const uint16_t* s = rows.symbols;
-  const uint32_t* b = rows.bigram;
-  for (int64_t i = 0; i < n; ++i) {
-    Short4 sum = row(t.unigram + 20 * size_t(s[i - 2])) + row(t.unigram + 20 * size_t(s[i - 1]) + 4);
-    sum += row(t.unigram + 20 * size_t(s[i]) + 8) + row(t.unigram + 20 * size_t(s[i + 1]) + 12);
-    sum += row(t.unigram + 20 * size_t(s[i + 2]) + 16) + row(t.bigram + 16 * size_t(b[i - 2]));
-    sum += row(t.bigram + 16 * size_t(b[i - 1]) + 4) + row(t.bigram + 16 * size_t(b[i]) + 8);
-    sum += row(t.bigram + 16 * size_t(b[i + 1]) + 12);
-    if constexpr (SKIP) sum += row(t.skip + 4 * size_t(rows.skip[i]));
+  const auto halves = [&](const int8_t* low, const int8_t* high) {
+    uint32_t a, b;
+    std::memcpy(&a, low, 4);
+    std::memcpy(&b, high, 4);
+    return widened(a | uint64_t(b) << 32);
+  };
+  const auto wide_halves = [](const int16_t* low, const int16_t* high) {
+    Short8 out;
+    std::memcpy(&out, low, 8);
+    std::memcpy(reinterpret_cast<char*>(&out) + 8, high, 8);
+    return out;
+  };
+  const auto symbol = [&](int64_t i) { return t.unigram + 20 * size_t(rows.symbols[i]); };
+  const auto pair = [&](int64_t i) { return t.bigram + 16 * size_t(rows.bigram[i]); };
+  const int8_t *s0 = symbol(-2), *s1 = symbol(-1), *s2 = symbol(0), *s3 = symbol(1);
+  const int8_t *b0 = pair(-2), *b1 = pair(-1), *b2 = pair(0);
+  for (int64_t i = 0; i < n; i += 2) {
+    const int8_t *s4 = symbol(i + 2), *s5 = symbol(i + 3), *b3 = pair(i + 1), *b4 = pair(i + 2);
+    Short8 sum = both(s1) + both(s2 + 4) + both(s3 + 8) + both(s4 + 12) + halves(s5 + 16, s0);
+    sum += both(b1) + both(b2 + 4) + both(b3 + 8) + halves(b4 + 12, b0);
+    if constexpr (SKIP) sum += halves(t.skip + 4 * size_t(rows.skip[i + 1]), t.skip + 4 * size_t(rows.skip[i]));
     for (int k = 0; k < LEXICONS; ++k) {
-      sum += wide(t.joint[k] + 4 * size_t(rows.joint[k][i])) + row(t.charmark[k] + 4 * size_t(rows.charmark[k][i]));
+      const uint16_t* j = rows.joint[k] + i;
+      const uint32_t* c = rows.charmark[k] + i;
+      sum += wide_halves(t.joint[k] + 4 * size_t(j[1]), t.joint[k] + 4 * size_t(j[0]));
+      sum += halves(t.charmark[k] + 4 * size_t(c[1]), t.charmark[k] + 4 * size_t(c[0]));
     }
-    std::memcpy(emission + 4 * i, &sum, 8);
+    const Short8 in_order = __builtin_shufflevector(sum, sum, 4, 5, 6, 7, 0, 1, 2, 3);
+    std::memcpy(emission + 4 * i, &in_order, 16);
+    s0 = s2, s1 = s3, s2 = s4, s3 = s5;
+    b0 = b2, b1 = b3, b2 = b4;
+  }
+}
+
+// Adds what a domain adds to the rows of pairs. Few rows are touched, so they are looked for first, in a bitmap.
+CLONES inline void emit_delta(const Delta& delta, const uint32_t* __restrict bigram, int64_t n,
+                              int16_t* __restrict emission, uint32_t* __restrict room) {
+  int64_t found = 0;
+  for (int64_t i = -2; i <= n; ++i) {
+    room[found] = uint32_t(i + 2);
+    found += delta.bits[bigram[i] >> 6] >> (bigram[i] & 63) & 1;
+  }
+  for (int64_t k = 0; k < found; ++k) {
+    const int64_t i = int64_t(room[k]) - 2;
+    const uint32_t slot = bigram[i];
+    const uint64_t before = delta.bits[slot >> 6] & ((uint64_t(1) << (slot & 63)) - 1);
+    const int8_t* row = delta.rows + 16 * (size_t(delta.ranks[slot >> 6]) + size_t(std::popcount(before)));
+    int16_t* to = emission + 4 * (i - 1);  // positions i - 1 .. i + 2, as the row has them
+    for (int j = 0; j < 16; ++j) to[j] = int16_t(to[j] + row[j]);
   }
 }
 

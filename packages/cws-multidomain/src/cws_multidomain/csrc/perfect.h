@@ -19,9 +19,7 @@ struct PerfectHash {
   uint32_t seed = 0;
 
   static uint64_t mix(uint32_t key, uint32_t seed) {
-    uint64_t h = (key ^ uint64_t(seed) << 32) * 0x9E3779B97F4A7C15u;
-    h ^= h >> 32;
-    return h * 0xD6E8FEB86659FD93u;
+    return (uint64_t(key) + seed) * 0x9E3779B97F4A7C15u;
   }
   static uint32_t scale(uint32_t h, uint32_t n) { return uint32_t(uint64_t(h) * n >> 32); }
   static uint32_t place(uint64_t h, uint32_t pilot, uint32_t size) {

@@ -290,13 +290,13 @@ class Block {
     const uint16_t* s = symbols();
     for (int i = -kPad; i < 0; ++i) symbols_[kPad + i] = kBefore;
     for (int i = 0; i < kPad; ++i) symbols_[kPad + n + i] = kAfter;
-    find_pairs(model_.bigram(), s - 2, n + 3, bigram_.data() + kPad - 2);
-    if (model_.general().skip) find_skips(model_.skip(), s, n, skip_.data() + kPad);
+    find_pairs(model_.bigram(), s - 2, n + 5, bigram_.data() + kPad - 2);
+    if (model_.general().skip) find_skips(model_.skip(), s, n + 1, skip_.data() + kPad);
     for (int k = 0; k < model_.n_lexicons(); ++k) {
       find_marks(model_.lexicon(k), s, n, marks_);
-      find_mark_rows(model_.charmark(k), s, marks_.begins.data() + 1, marks_.ends.data() + 1, marks_.insides.data() + 1,
-                     n, joint_[k].data() + kPad, charmark_[k].data() + kPad);
+      find_mark_rows(model_.charmark(k), s, marks_.begins.data() + 1, marks_.ends.data() + 1, marks_.insides.data() + 1, n + 1, joint_[k].data() + kPad, charmark_[k].data() + kPad);
     }
+    marks_.reserve(n);
     choose_domains();
     const Rows all = rows();
     for (size_t line = 0, k = 0; k < sentences_.size();) {
@@ -315,7 +315,10 @@ class Block {
         part.joint[l] += begin;
         part.charmark[l] += begin;
       }
-      emit(model_.n_lexicons(), engine_.tables(domain), part, end - begin, emission_.data() + 4 * (kPad + begin));
+      const Tables& tables = engine_.tables(domain);
+      int16_t* emission = emission_.data() + 4 * (kPad + begin);
+      emit(model_.n_lexicons(), tables, part, end - begin, emission);
+      if (tables.delta.bits) emit_delta(tables.delta, part.bigram, end - begin, emission, marks_.at.data());
       k = last;
     }
     settle(settings.rules);
