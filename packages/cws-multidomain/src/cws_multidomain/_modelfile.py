@@ -208,6 +208,8 @@ def _scale(weights: Weights) -> float:
     shared, tables = weights.components[0], []
     for part in (None, *weights.components[1:]):
         tables += [_centred(shared.unigram) + (0 if part is None else _centred(part.unigram))]
+        if part is not None:  # what domains add must fit, too
+            tables += [_centred(x) for x in (part.unigram, part.bigram, part.skip, *part.charmark)]
         names = [("bigram", part.bigram_keys if part else None), ("skip", part.skip_keys if part else None)]
         for name, keys in names:
             rows = _centred(getattr(shared, name))

@@ -30,14 +30,34 @@ struct Lexicon {
   uint32_t n_states = 0;
   uint32_t bytes = 0;
   uint32_t target_bits = 0;
+  const uint8_t* prints = nullptr;  // [hash.size], a byte of each edge's hash, where most of what is absent is refused
+
+  // The edge in a slot.
+  uint64_t edge(uint32_t slot) const {
+    uint64_t edge;
+    std::memcpy(&edge, edges + size_t(slot) * bytes, 8);
+    return edge & ~uint64_t(0) >> (64 - 8 * bytes);
+  }
+
+  // Its target if it has this key, otherwise 0.
+  uint32_t target(uint32_t slot, uint32_t key) const {
+    const uint64_t e = edge(slot);
+    return uint32_t(e) & ((1u << target_bits) - 1) & (0u - uint32_t(e >> target_bits == key));
+  }
 
   // The target of an edge, 0 for none.
   uint32_t step(uint32_t state, uint32_t symbol) const {
     const uint32_t key = state * n_symbols + symbol;
-    uint64_t edge;
-    std::memcpy(&edge, edges + size_t(hash(key)) * bytes, 8);
-    const uint64_t difference = (edge >> target_bits ^ key) << (64 - 8 * bytes + target_bits);
-    return uint32_t(edge) & ((1u << target_bits) - 1) & (0u - uint32_t(difference == 0));
+    return target(hash(key), key);
+  }
+
+  // Bytes for `prints`.
+  std::vector<uint8_t> make_prints() const {
+    std::vector<uint8_t> out(hash.size);
+    for (uint32_t slot = 0; slot < hash.size; ++slot) {
+      out[slot] = PerfectHash::print(PerfectHash::mix(uint32_t(edge(slot) >> target_bits), hash.seed));
+    }
+    return out;
   }
 
   bool contains(const uint16_t* word, int64_t n) const {
@@ -55,9 +75,11 @@ struct LexiconArrays {
   uint32_t n_states = 1;
   uint32_t bytes = 1;
   uint32_t target_bits = 1;
+  std::vector<uint8_t> prints;
 
   Lexicon view() const {
-    return {first.data(), edges.data(), hash.view(), uint32_t(first.size()), n_states, bytes, target_bits};
+    return {first.data(), edges.data(), hash.view(), uint32_t(first.size()), n_states, bytes, target_bits,
+            prints.data()};
   }
 };
 
@@ -109,6 +131,7 @@ class LexiconBuilder {
         for (uint32_t b = 0; b < out.bytes; ++b) out.edges[size_t(hash(key)) * out.bytes + b] = uint8_t(edge >> 8 * b);
       }
     }
+    out.prints = out.view().make_prints();
     return out;
   }
 
@@ -155,9 +178,7 @@ template <class Visit>
 void for_each_word(const Lexicon& lexicon, Visit visit) {
   std::vector<std::pair<uint32_t, uint32_t>> edges;  // (key, target)
   for (uint32_t slot = 0; slot < lexicon.hash.size; ++slot) {
-    uint64_t edge;
-    std::memcpy(&edge, lexicon.edges + size_t(slot) * lexicon.bytes, 8);
-    edge &= ~uint64_t(0) >> (64 - 8 * lexicon.bytes);
+    const uint64_t edge = lexicon.edge(slot);
     const uint32_t key = uint32_t(edge >> lexicon.target_bits);
     if (key) edges.emplace_back(key, uint32_t(edge) & ((1u << lexicon.target_bits) - 1));
   }
@@ -181,12 +202,12 @@ void for_each_word(const Lexicon& lexicon, Visit visit) {
 }
 
 struct MarkScratch {
-  std::vector<uint32_t> at, state, found;
+  std::vector<uint32_t> at, state, key, slot, found;
   std::vector<uint8_t> begins, ends, insides;  // of position i at [i + 1], between two zeros
 
   void reserve(int64_t n) {
     if (int64_t(at.size()) < n + 16) {
-      for (auto* v : {&at, &state, &found}) v->resize(n + 16);
+      for (auto* v : {&at, &state, &key, &slot, &found}) v->resize(n + 16);
       for (auto* v : {&begins, &ends, &insides}) v->resize(n + 16);
     }
     for (auto* v : {&begins, &ends, &insides}) std::memset(v->data(), 0, n + 3);
@@ -199,6 +220,8 @@ inline void find_marks(const Lexicon& lexicon, const uint16_t* symbols, int64_t 
   w.reserve(n);
   uint32_t* __restrict at = w.at.data();
   uint32_t* __restrict state = w.state.data();
+  uint32_t* __restrict key = w.key.data();
+  uint32_t* __restrict slot = w.slot.data();
   uint32_t* __restrict found = w.found.data();
   uint8_t* __restrict begins = w.begins.data() + 1;
   uint8_t* __restrict ends = w.ends.data() + 1;
@@ -211,13 +234,20 @@ inline void find_marks(const Lexicon& lexicon, const uint16_t* symbols, int64_t 
     walkers += s != 0;
   }
   for (int length = 2; length <= kLongestMark && walkers; ++length) {
-    int64_t hits = 0, left = 0;
+    int64_t likely = 0, hits = 0, left = 0;
     for (int64_t k = 0; k < walkers; ++k) {
-      const uint32_t p = at[k];
-      const uint32_t t = lexicon.step(state[k], symbols[p + length - 1]);
-      found[hits] = p;
+      const uint32_t x = state[k] * lexicon.n_symbols + symbols[at[k] + length - 1];
+      const uint64_t h = PerfectHash::mix(x, lexicon.hash.seed);
+      at[likely] = at[k];
+      key[likely] = x;
+      slot[likely] = lexicon.hash.slot_of(h);
+      likely += lexicon.prints[slot[likely]] == PerfectHash::print(h);
+    }
+    for (int64_t k = 0; k < likely; ++k) {
+      const uint32_t t = lexicon.target(slot[k], key[k]);
+      found[hits] = at[k];
       hits += t & 1;
-      at[left] = p;
+      at[left] = at[k];
       state[left] = t >> 1;
       left += t > 1;
     }

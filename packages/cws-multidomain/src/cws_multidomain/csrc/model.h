@@ -100,6 +100,8 @@ class Model {
     for (uint32_t k = 0; k < n_lexicons_; ++k) {
       const std::string number = std::to_string(k);
       lexicons_[k] = lexicon("lexicon" + number);
+      prints_[k] = lexicons_[k].make_prints();
+      lexicons_[k].prints = prints_[k].data();
       general_.joint[k] = joint("joint" + number);
       general_.charmark[k] = hashed("charmark" + number, 4, charmark_[k]);
     }
@@ -179,6 +181,7 @@ class Model {
   Tables general_;
   Hashed bigram_, skip_, charmark_[kMostLexicons];
   Lexicon lexicons_[kMostLexicons];
+  std::vector<uint8_t> prints_[kMostLexicons];
   Gate gate_;
 };
 

@@ -19,17 +19,17 @@ struct PerfectHash {
   uint32_t seed = 0;
 
   static uint64_t mix(uint32_t key, uint32_t seed) {
-    return (uint64_t(key) + seed) * 0x9E3779B97F4A7C15u;
+    const uint64_t h = key * (0x9E3779B97F4A7C15u + 2 * uint64_t(seed) * 0xD6E8FEB86659FD93u);
+    return h ^ h >> 32;
   }
   static uint32_t scale(uint32_t h, uint32_t n) { return uint32_t(uint64_t(h) * n >> 32); }
   static uint32_t place(uint64_t h, uint32_t pilot, uint32_t size) {
     return scale(uint32_t(h) + pilot * 0x9E3779B1u, size);
   }
 
-  uint32_t operator()(uint32_t key) const {
-    const uint64_t h = mix(key, seed);
-    return place(h, pilots[scale(uint32_t(h >> 32), n_pilots)], size);
-  }
+  uint32_t slot_of(uint64_t h) const { return place(h, pilots[scale(uint32_t(h >> 32), n_pilots)], size); }
+  uint32_t operator()(uint32_t key) const { return slot_of(mix(key, seed)); }
+  static uint8_t print(uint64_t h) { return uint8_t(h >> 8); }  // bits that do not choose the place
 };
 
 struct PerfectHashArrays {
