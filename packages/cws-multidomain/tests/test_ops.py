@@ -269,10 +269,11 @@ def test_costs_are_exact_in_long_texts_with_overlaps_and_rules(seed):
         (i, j): words[text[i:j]] for i in range(len(text)) for j in range(i + 1, len(text) + 1) if text[i:j] in words
     }
     joint, start = synthetic.masks(text, ALL)
-    expected = _reference.nbest(emissions, transition, 3, joint, start, costs)
-    found = segmenter.nbest(text, 3)
-    assert [[len(t) for t in tokens] for tokens, _ in found] == [lengths for _, lengths in expected]
+    expected = _reference.nbest(emissions, transition, 4, joint, start, costs)
+    found = segmenter.nbest(text, 4)
     gaps = [(a - b) / segmenter._model.temperature for (a, _), (b, _) in itertools.pairwise(expected)]
+    if min(gaps) > 1e-4:  # the last may tie with one that is not here
+        assert [[len(t) for t in tokens] for tokens, _ in found[:3]] == [lengths for _, lengths in expected[:3]]
     assert [a[1] - b[1] for a, b in itertools.pairwise(found)] == pytest.approx(gaps, abs=1e-4)
     assert segmenter.cut(text) == found[0][0]
 

@@ -78,8 +78,8 @@ struct LexiconArrays {
   std::vector<uint8_t> prints;
 
   Lexicon view() const {
-    return {first.data(), edges.data(), hash.view(), uint32_t(first.size()), n_states, bytes, target_bits,
-            prints.data()};
+    return {first.data(), edges.data(), hash.view(), uint32_t(first.size()),
+            n_states,     bytes,        target_bits, prints.data()};
   }
 };
 

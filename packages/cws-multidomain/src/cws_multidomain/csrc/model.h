@@ -139,7 +139,17 @@ class Model {
     table.hash.n_pilots = uint32_t(n);
     if (n == 0 || shape[0] == 0) file_.refuse("section \"" + name + ".hash\"", "is empty");
     table.keys = file_.array_of<uint32_t>(name + ".keys", table.hash.size);
+    check_places(name, table.hash, [&](uint32_t slot) { return table.keys[slot]; }, kNoKey);
     return file_.array_of<int8_t>(name + ".rows", (size_t(table.hash.size) + 1) * width);
+  }
+
+  // Some of the keys must lie where the hash looks for them.
+  template <class KeyAt>
+  void check_places(const std::string& name, const PerfectHash& hash, KeyAt key_at, uint32_t nothing) const {
+    for (uint32_t slot = 0; slot < hash.size; slot += 1 + hash.size / 64) {
+      const uint32_t key = key_at(slot);
+      if (key != nothing && hash(key) != slot) file_.refuse("section \"" + name + ".pilots\"", "does not fit the keys");
+    }
   }
 
   Lexicon lexicon(const std::string& name) {
@@ -161,6 +171,7 @@ class Model {
     out.edges = file_.array_of<uint8_t>(name + ".edges", size_t(out.hash.size) * out.bytes + 8);
     out.first = file_.array_of<uint32_t>(name + ".first", n_symbols_);
     out.n_symbols = n_symbols_;
+    check_places(name, out.hash, [&](uint32_t slot) { return uint32_t(out.edge(slot) >> out.target_bits); }, 0);
     for (int s = 0; s < kDigit; ++s) {
       if (out.first[s]) file_.refuse("section \"" + name + ".first\"", "has words of symbols that are no characters");
     }

@@ -294,7 +294,8 @@ class Block {
     if (model_.general().skip) find_skips(model_.skip(), s, n + 1, skip_.data() + kPad);
     for (int k = 0; k < model_.n_lexicons(); ++k) {
       find_marks(model_.lexicon(k), s, n, marks_);
-      find_mark_rows(model_.charmark(k), s, marks_.begins.data() + 1, marks_.ends.data() + 1, marks_.insides.data() + 1, n + 1, joint_[k].data() + kPad, charmark_[k].data() + kPad);
+      find_mark_rows(model_.charmark(k), s, marks_.begins.data() + 1, marks_.ends.data() + 1, marks_.insides.data() + 1,
+                     n + 1, joint_[k].data() + kPad, charmark_[k].data() + kPad);
     }
     marks_.reserve(n);
     choose_domains();
