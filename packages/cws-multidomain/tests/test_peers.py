@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import pickle
 import random
 import warnings
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pytest
 
-from cws_multidomain import _pkuseg
-from cws_multidomain._core import pkuseg_load, pkuseg_viterbi
+from cws_multidomain import Tagger, _pkuseg, read_corpus
+from cws_multidomain._core import pkuseg_load, pkuseg_viterbi, tagger_keys
+from cws_multidomain._treebanks import read_gsd
 from cws_multidomain.compat.jieba import Tokenizer
 from cws_multidomain.compat.pkuseg import pkuseg as CompatSegmenter
 
@@ -316,3 +318,34 @@ def test_pkuseg_tags_words_as_the_peer(pkuseg: ModuleType, trained: Trained, tmp
     words, parts = zip(*segmenter.cut("电动车在上海"), strict=True)
     expected = theirs.tag(list(words))
     assert list(parts) == ["own" if word.startswith("车") else tag for word, tag in zip(words, expected, strict=True)]
+
+
+# python-crfsuite
+
+
+def crf_features(sentences: list[list[str]]) -> list[list[list[str]]]:
+    """The features of our tagger as names."""
+    keys, counts = tagger_keys(sentences, np.zeros(0, np.uint32), np.zeros(0, np.uint32))
+    names, sizes = map(str, keys.tolist()), iter(counts.tolist())
+    return [[list(itertools.islice(names, next(sizes))) for _ in sentence] for sentence in sentences]
+
+
+@pytest.mark.parametrize("n", [300, 1200])
+def test_the_tagger_is_as_accurate_as_crfsuite_with_the_same_features(n: int, tmp_path: Path) -> None:
+    # crfsuite leaves no rare feature out, so that neither may we
+    crfsuite = peer("pycrfsuite")
+    if not DATA.is_dir():
+        pytest.skip("the treebanks of shared/data are not here")
+    train = read_gsd(DATA / "ud" / "udc_train.conll.xz")[:n]
+    dev = read_corpus(DATA / "ud" / "GSDSimp_zh_gsdsimp-ud-dev.conllu.xz")
+    trainer = crfsuite.Trainer(verbose=False)
+    for features, sentence in zip(crf_features([list(s) for s in train]), train, strict=True):
+        trainer.append(features, list(sentence.xpos or ()))
+    trainer.set_params({"c1": 0.1, "c2": 0.1, "max_iterations": 60})
+    trainer.train(str(tmp_path / "model"))
+    theirs = crfsuite.Tagger()
+    theirs.open(str(tmp_path / "model"))
+    found = [theirs.tag(features) for features in crf_features([list(s) for s in dev])]
+    pairs = [pair for tags, s in zip(found, dev, strict=True) for pair in zip(tags, s.xpos or (), strict=True)]
+    accuracy = sum(a == b for a, b in pairs) / len(pairs)
+    assert Tagger.train(train, minimum=1).evaluate(dev).xpos >= accuracy - 0.001

@@ -487,3 +487,18 @@ def test_a_tagger_of_gsd_reaches_what_the_readme_says(treebank: Path) -> None:
     assert test.xpos > 0.926
     assert test.upos > 0.919
     assert tagger.nbytes < 600_000
+
+
+def test_a_segmenter_with_these_sections_fills_the_parts_of_speech_line_by_line(tagger: Tagger) -> None:
+    from cws_multidomain import Segmenter, _modelfile
+
+    try:
+        plain = Segmenter.load()
+    except FileNotFoundError:
+        pytest.skip("the package was built without its model")
+    segmenter = Segmenter.from_bytes(_modelfile.replace(plain._model, tagger.to_sections()))
+    assert segmenter.tagger is not None
+    assert segmenter.tagger.to_sections() == tagger.to_sections()
+    tokens = segmenter.tokenize("北京市的猫\n猫喜欢狗。")
+    lines = segmenter.cut("北京市的猫"), segmenter.cut("猫喜欢狗。")
+    assert [token.pos for token in tokens] == [tag for line in lines for tag in tagger.tag(line)]

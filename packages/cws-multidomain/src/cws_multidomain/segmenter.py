@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ._weights import Weights
     from .corpus import Corpus
+    from .tagger import Tagger
 
 __all__ = ["Explanation", "Offsets", "Segmenter", "Token", "read_words"]
 
@@ -136,7 +137,7 @@ class Segmenter:
         self._domains = tuple(self._metadata["domains"])
         self._domain = _checked_domain(domain, self.domains)
         self._core = _core.Segmentation(model, self._domain == "auto", _mixture(self._domain, self._domains))
-        self._tagger: Any = None
+        self._tagger: Tagger | None = None
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str] = "default", domain: Domain = "auto") -> Segmenter:
@@ -251,6 +252,15 @@ class Segmenter:
     def granularity(self, name: str) -> None:
         self._core.granularity = _index("granularity", name, GRANULARITIES)
 
+    @property
+    def tagger(self) -> Tagger | None:
+        """The model's tagger, for universal tags or for many sentences at once; None if it has none."""
+        if self._tagger is None and "pos.tags" in self._model.sections:
+            from .tagger import Tagger
+
+            self._tagger = Tagger(self._model.sections)
+        return self._tagger
+
     # ---- words of the user
 
     def add_words(self, words: Words) -> None:
@@ -321,17 +331,14 @@ class Segmenter:
         return [Token(token, *span, tag) for token, span, tag in zip(tokens, spans, tags, strict=True)]
 
     def _tags(self, text: str, spans: list[tuple[int, int]], tokens: list[str]) -> Sequence[str | None]:
-        if "pos.tags" not in self._model.sections:
+        tagger = self.tagger
+        if tagger is None:
             return [None] * len(tokens)
-        if self._tagger is None:
-            from .tagger import Tagger
-
-            self._tagger = Tagger(self._model.sections)
         tags: list[str] = []
         begin = 0
         for i in range(1, len(tokens) + 1):
             if i == len(tokens) or "\n" in text[spans[i - 1][1] : spans[i][0]]:
-                tags += self._tagger.tag(tokens[begin:i])
+                tags += tagger.tag(tokens[begin:i])
                 begin = i
         return tags
 
