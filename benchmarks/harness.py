@@ -142,11 +142,12 @@ class Versus:
     """One figure of a race: the ratio of times (ours / peer), of speeds, or of bytes per second.
 
     Of several peers the fastest counts. `ceiling` names two contestants whose own speed-up bounds what can be asked.
+    The kind "MB/s" has no peer: it is the contestant's own traffic per second.
     """
 
-    peer: str | tuple[str, ...]
+    peer: str | tuple[str, ...] = ()
     target: Target | None = None
-    kind: Literal["time", "speed", "rate"] = "time"
+    kind: Literal["time", "speed", "rate", "MB/s"] = "time"
     name: str = ""
     ours: str = ""
     ceiling: tuple[str, str] | None = None
@@ -160,6 +161,7 @@ class Race:
 
     `contestants` returns builders, so that a peer that is not installed is said to be missing and the others still run.
     `equal` runs before anything is timed, raises `UnequalError`, and returns the sentence that the page shows.
+    `also` adds to the outcome, whose raw times it finds, what is no time.
     """
 
     name: str
@@ -170,6 +172,7 @@ class Race:
     profiles: frozenset[Profile] = CPU
     clock: Clock = "cpu"
     seconds: float = 4.0
+    also: Callable[[Context, Outcome], None] | None = None
 
     def run(self, context: Context) -> Outcome:
         outcome = Outcome(self.name, self.about, CLOCKS[self.clock], equal=self.equal(context))
@@ -179,6 +182,8 @@ class Race:
         times = _rounds(racers, self.clock, context.pick(0.2, self.seconds, 3 * self.seconds), context, outcome.raw)
         for versus in self.figures:
             outcome.figures.append(_compare(versus, racers, times, missing, context))
+        if self.also is not None:
+            self.also(context, outcome)
         return outcome
 
 
@@ -279,13 +284,18 @@ def _compare(
     ours = versus.ours or next(iter(racers))
     peers = [versus.peer] if isinstance(versus.peer, str) else list(versus.peer)
     present = [peer for peer in peers if peer in racers]
-    unit = {"time": "x the time", "speed": "x as fast", "rate": "x the bytes/s"}[versus.kind]
+    unit = {"time": "x the time", "speed": "x as fast", "rate": "x the bytes/s", "MB/s": " MB/s"}[versus.kind]
     figure = Figure(versus.name, ours, " or ".join(peers), unit, target=versus.target, headline=versus.headline)
     if absent := [peer for peer in (ours, *peers) if peer not in racers]:
         figure.note = "; ".join(f"{peer} not measured: {missing[peer]}" for peer in absent)
-    if not present or ours not in racers:
+    if not (present or versus.kind == "MB/s") or ours not in racers:
         figure.verdict = "missing"
         return figure
+    if versus.kind == "MB/s":
+        figure.samples = [round(racers[ours].traffic / time / 1e6, 6) for time in times[ours]]
+        figure.value, figure.low, figure.high = median_interval(figure.samples)
+        figure.note = versus.note
+        return figure.judged(context.profile)
     figure.peer = min(present, key=lambda peer: statistics.median(times[peer]))
     scale = racers[ours].traffic / (racers[figure.peer].traffic or 1) if versus.kind == "rate" else 1.0
     pairs = zip(times[ours], times[figure.peer], strict=True)

@@ -89,7 +89,9 @@ class Axis:
 
 def strip(figure: Json, axis: Axis) -> str:
     """Every round a dot, the interval a bar, the median a line, the side that meets the target shaded."""
-    parts, middle = [f'<line class="rule" x1="{axis(1)}%" x2="{axis(1)}%" y1="0" y2="40"/>'], 20
+    parts, middle = [], 20
+    if figure["unit"].startswith("x"):  # a ratio: where both are alike
+        parts.append(f'<line class="rule" x1="{axis(1)}%" x2="{axis(1)}%" y1="0" y2="40"/>')
     if (wanted := figure["target"]) is not None:
         x = axis(wanted["limit"])
         left, width = (0.0, x) if wanted["at_most"] else (x, 100 - x)

@@ -149,12 +149,17 @@ def advance(progress: Progress, task: TaskID, share: float) -> None:
 
 
 def load(path: Path) -> ModuleType:
+    """A module of workloads, which may import what else lies in its folder."""
     name = f"bench.{path.parent.name}.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
     return module
 
 
