@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from harness import MissingError
@@ -21,6 +22,9 @@ from cws_multidomain.preparation import (
     replace_words,
     without_duplicates,
 )
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Words = list[str]
 Cut = Callable[[list[str]], Sequence[Sequence[str]]]
@@ -162,13 +166,12 @@ def made_up(characters: int, seed: int = 0) -> list[Words]:
 
     Nobody wrote them: they are as hard to look up as text is, and mean nothing.
     """
-    counts = Segmenter.load().dictionary()
-    words = [word for word in counts if not word.isascii()]
-    weights = np.array([counts[word] for word in words], np.float64)
+    words, chances = _dictionary()
     generator, chance = np.random.default_rng(seed), random.Random(seed)
-    sentences, size = [], 0
+    sentences: list[Words] = []
+    size = 0
     while size < characters:
-        drawn = generator.choice(len(words), 4096, p=weights / weights.sum())
+        drawn = np.searchsorted(chances, generator.random(4096)).tolist()
         at = 0
         while at < len(drawn) - 32 and size < characters:
             length = 1 + int(chance.expovariate(1 / 12)) % 30
@@ -182,6 +185,15 @@ def made_up(characters: int, seed: int = 0) -> list[Words]:
             sentences.append(sentence)
             size += sum(map(len, sentence))
     return sentences
+
+
+@lru_cache(maxsize=1)
+def _dictionary() -> tuple[Words, NDArray[np.float64]]:
+    """The words, and the sums of the chances up to each."""
+    counts = Segmenter.load().dictionary()
+    words = [word for word in counts if not word.isascii()]
+    sums = np.cumsum([counts[word] for word in words], dtype=np.float64)
+    return words, sums / sums[-1]
 
 
 def lines_of(sentences: Sequence[str], size: int, seed: int = 0) -> list[str]:
