@@ -221,6 +221,20 @@ def test_fine_tuning_learns_a_few_sentences_and_leaves_the_rest() -> None:
     assert tuned.info["fine_tuned"][0]["domain"] == "mine"
 
 
+def test_what_does_not_learn_does_not_decay() -> None:
+    start = train({"a": corpus(40, 1), "b": corpus(40, 2)}, epochs=3).weights()
+    sentences = [Sentence(words) for words in corpus(20, 3)]
+    before = Learner({"c": sentences}, Options(), start=start, shared=False).weights()
+    for shared, domain, still in ((False, "c", (0, 1, 2)), (False, "b", (0, 1)), (True, "b", (1,))):
+        learner = Learner({domain: sentences}, Options(), start=start, shared=shared)
+        for number in range(3):
+            learner.epoch(number)
+        after = learner.weights()
+        for k, (old, new) in enumerate(zip(before.components, after.components, strict=False)):
+            equal = np.array_equal(old.unigram, new.unigram) and np.array_equal(old.transition, new.transition)
+            assert equal == (k in still), (domain, k)
+
+
 def test_fine_tuning_meets_characters_that_the_model_has_not() -> None:
     tuned = train(corpus(), epochs=3).fine_tune([["龘龘", "在"]] * 20)
     assert tuned.cut("龘龘在") == ["龘龘", "在"]

@@ -82,16 +82,29 @@ class Trainer {
     }
     table_.assign(next, Row{.eta = rate});
     for (size_t id = 0; id < masks_.size(); ++id) table_[first_[id]].mask = masks_[id];
-    for (const Given& g : given_) row(g.id, g.component)->w = g.w;
+    uint32_t present = 0;
+    for (const uint8_t domain : corpus_.domains) present |= 1u << domain;
+    for (const Given& g : given_) {
+      Row& start = *row(g.id, g.component);
+      start.w = g.w;
+      if (g.component && !(present >> (g.component - 1) & 1)) start.eta = 0;  // does not learn, nor decay
+    }
     given_ = {};
     for (uint32_t& at : at_) at = first_[at];
     transition_eta_.assign(domains_ + 1, rate);
+    for (int c = 1; c <= domains_; ++c) {
+      if (!(present >> (c - 1) & 1)) transition_eta_[c] = 0;
+    }
   }
 
   // One pass over the sentences in an order; returns the summed loss in nats. The same for any number of threads.
   double epoch(const Options& options, const std::vector<int32_t>& order, uint64_t seed) {
     options_ = options;
     seed_ = seed;
+    if (!options.shared) {  // without a rate they do not decay either
+      for (const uint32_t first : first_) table_[first].eta = 0;
+      transition_eta_[0] = 0;
+    }
     const int64_t total = int64_t(order.size()), every = std::max<int64_t>(1, total / options.updates);
     const int64_t shards = std::max(1, options.shards);
     const int threads = int(std::min<int64_t>(std::max(1, options.threads), shards));

@@ -154,6 +154,8 @@ class Trainer:
             at += len(of)
         self._given = []
         self._transition_eta = torch.full((self._domains + 1,), rate, dtype=self.dtype, device=self.device)
+        present = set((self._sentence_domains + 1).tolist())
+        self._freeze(*(c for c in range(1, self._domains + 1) if c not in present))
         ends = np.full(len(allowed), 0b1111, np.uint8)
         ends[self._splits[:-1][lengths > 0]] &= _FIRST
         ends[self._splits[1:][lengths > 0] - 1] &= _LAST
@@ -161,6 +163,13 @@ class Trainer:
         self._tags = torch.from_numpy((ends[:, None] >> bits & 1).astype(bool)).to(self.device)
         self._permitted = torch.from_numpy(((ends & allowed)[:, None] >> bits & 1).astype(bool)).to(self.device)
         self._legal = _LEGAL.to(self.device)
+
+    def _freeze(self, *components: int) -> None:
+        """Without a rate they neither learn nor decay."""
+        of = self._rows % (self._domains + 1)
+        for component in components:
+            self._eta[of == component] = 0
+            self._transition_eta[component] = 0
 
     def epoch(
         self,
@@ -180,6 +189,8 @@ class Trainer:
     ) -> float:
         """One pass over the sentences in an order; the summed loss in nats. `threads` is for the trainer in C++."""
         del threads
+        if not shared:
+            self._freeze(0)
         sentences, total = order.astype(np.int64), len(order)
         lengths = np.diff(self._splits)[sentences]
         starts = np.cumsum(lengths) - lengths
