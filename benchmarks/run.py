@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import harness
 import report
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -186,7 +187,9 @@ def table(run: dict[str, Any]) -> Table:
             who = " / ".join(filter(None, (figure["ours"], figure["peer"])))
             verdict = f"[{STYLES[figure['verdict']]}]{figure['verdict']}"
             what = ": ".join(filter(None, (outcome["name"], figure["name"])))
-            view.add_row(outcome["package"], what, who, report.number(figure), report.target(figure), verdict)
+            view.add_row(
+                outcome["package"], escape(what), escape(who), report.number(figure), report.target(figure), verdict
+            )
     return view
 
 

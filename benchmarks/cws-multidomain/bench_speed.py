@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import logging
 import random
 import statistics
 import subprocess
@@ -18,7 +17,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corpora import ALL, Set, corpora, judge_text, lines_of, made_up, one_by_one
+from corpora import ALL, Set, corpora, jieba_lcut, judge_text, lines_of, made_up, one_by_one
 from harness import (
     Contestant,
     Context,
@@ -91,14 +90,6 @@ def rjieba_cut() -> Callable[[str], list[str]]:
 
     rjieba.cut("加载")
     return rjieba.cut  # type: ignore[no-any-return]
-
-
-def jieba_lcut() -> Callable[..., list[str]]:
-    import jieba
-
-    jieba.setLogLevel(logging.ERROR)
-    jieba.initialize()
-    return jieba.lcut  # type: ignore[no-any-return]
 
 
 @lru_cache(maxsize=2)
@@ -216,7 +207,9 @@ def quality(context: Context, outcome: Outcome) -> None:
     if tests[0].name == "made-up text":
         outcome.figures[0].note = "made-up text favours jieba, whose counts it is drawn by; F1 on corpora needs --data"
     else:
-        outcome.figures[0].note = f"the model timed: F1 {outcome.table[1][2]} on {tests[0].name}, {outcome.table[1][-1]} MB"
+        outcome.figures[
+            0
+        ].note = f"the model timed: F1 {outcome.table[1][2]} on {tests[0].name}, {outcome.table[1][-1]} MB"
 
 
 def _traffic(context: Context, name: str, outcome: Outcome) -> int:
@@ -299,7 +292,8 @@ imported, middle = resident(), time.perf_counter()
 loaded, done = resident(), time.perf_counter()
 for line in lines:
     cut(line)
-print(json.dumps([1e3 * (middle - start), 1e3 * (done - middle), imported - before, loaded - before, resident() - before]))
+memory = [x - before for x in (imported, loaded, resident())]
+print(json.dumps([1e3 * (middle - start), 1e3 * (done - middle), *memory]))
 """
 _LOADERS = {
     OURS: ("from cws_multidomain import Segmenter", "cut = Segmenter.load().cut"),
@@ -341,14 +335,14 @@ def loading(context: Context, outcome: Outcome) -> None:
 
 
 SOURCE = (
-    "Lines of 1 to 10,000 characters, a twentieth mostly ASCII, of random slices of sentences: with --data those of all "
+    "Lines of 1 to 10,000 characters, a twentieth mostly ASCII, of slices of sentences: with --data those of all "
     "corpora there, and always such as are made up of the dictionary's words by their counts, digits, English and "
     "addresses. "
 )
 WORKLOADS: tuple[Workload, ...] = (
     Race(
         "UTF-8 to offsets",
-        SOURCE + "12 MB (full: 105 MB), one thread, the shipped model; slower peers have a sample of the lines, as str. "
+        SOURCE + "12 MB (full: 105 MB), one thread, the shipped model; slower peers have a sample of it, as str. "
         "spacy-pkuseg has a model of few epochs, which costs it no time.",
         to_offsets,
         lossless,
@@ -403,7 +397,7 @@ WORKLOADS: tuple[Workload, ...] = (
     ),
     Race(
         "pkuseg's interface",
-        "One model, loaded by both and trained by compat.pkuseg: with --data on Zhuxian (full: SXU), else on made-up text.",
+        "One model, loaded by both and trained by compat.pkuseg: with --data on Zhuxian (full: SXU), else made up.",
         like_pkuseg,
         equals_pkuseg,
         (Versus(PKUSEG, at_least(100), "rate", headline=True),),

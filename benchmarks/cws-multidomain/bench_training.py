@@ -84,7 +84,9 @@ def train_pkuseg(corpus: list[Words], directory: Path, epochs: int) -> Path:
     for path, part in ((text, corpus), (short, corpus[:2])):
         path.write_text("".join(" ".join(words) + "\n" for words in part), encoding="utf-8")
     command = [sys.executable, "-c", _PKUSEG, *map(str, (text, short, model, epochs))]
-    subprocess.run(command, check=True, capture_output=True, cwd=directory, env={**os.environ, "TMPDIR": str(directory)})
+    subprocess.run(
+        command, check=True, capture_output=True, cwd=directory, env={**os.environ, "TMPDIR": str(directory)}
+    )
     return model
 
 
@@ -147,9 +149,13 @@ def corrections(context: Context, outcome: Outcome) -> None:
         walls.append(time.perf_counter() - begun)
     right = sum(a == b for a, b in zip(made[0].with_domain("corrected").cut_many(texts), wrong, strict=True))
     before, after = (model.with_domain("general").cut_many(texts) for model in (start, made[0]))
-    if not right or before != after:
-        raise UnequalError("fine-tuning a new domain must correct sentences there and leave general as it was")
-    outcome.equal = f"{right} of {len(wrong)} sentences are now right; the domain general answers as before."
+    moved = sum(a != b for a, b in zip(before, after, strict=True))
+    if right < len(wrong) / 2 or moved > len(wrong) / 20:
+        raise UnequalError(f"{right} of {len(wrong)} sentences were corrected, and {moved} changed in general")
+    outcome.equal = (
+        f"{right} of {len(wrong)} sentences are now right in their domain. In general, whose weights stay but for the "
+        f"int8 scale, {moved} changed."
+    )
     figure = Figure(f"fine-tuning from {len(wrong)} sentences", OURS, "", " s CPU", *median_interval(cpus), at_most(1))
     figure.headline, figure.note = True, f"{size(wrong):,} characters; wall {min(walls):.2f} s"
     outcome.figures.append(figure)
