@@ -28,7 +28,7 @@ class Lattice {
       : emission_(std::move(emission)), first_(std::move(first)), transition_(std::move(transition)) {
     const int64_t n = size();
     for (int64_t t = 0; t < n; ++t) {
-      if (mask[t] == kJoint) at(t, kB) = at(t, kS) = kNever;
+      if (mask[t] == kJoint || mask[t] == kInside) at(t, kB) = at(t, kS) = kNever;
       if (mask[t] == kStart || first_[t]) at(t, kM) = at(t, kE) = kNever;
     }
     std::vector<int32_t> begins(n, -1);

@@ -63,8 +63,8 @@ struct Lexicon {
   bool contains(const uint16_t* word, int64_t n) const {
     if (n == 0) return false;
     uint32_t t = first[word[0]];
-    for (int64_t i = 1; i < n && t > 1; ++i) t = step(t >> 1, word[i]);
-    return (t & 1) && (n == 1 || t);
+    for (int64_t i = 1; i < n; ++i) t = step(t >> 1, word[i]);
+    return t & 1;
   }
 };
 

@@ -14,7 +14,8 @@ namespace cws {
 enum Rule : uint32_t { kGraphemeRule = 1, kLatinRule = 2, kNumberRule = 4, kUrlRule = 8, kEmailRule = 16 };
 inline constexpr uint32_t kAllRules = 31;
 
-enum Mask : uint8_t { kFree = 0, kJoint = 1, kStart = 2 };
+// kInside: no boundary either, but because of a word of the user, not of a rule.
+enum Mask : uint8_t { kFree, kJoint, kStart, kInside };
 
 // Is there no grapheme cluster boundary between `at - 1` and `at` (UAX #29)? The sentence begins at `begin`; `joined`
 // tells whether `at - 1` continues a cluster.

@@ -340,7 +340,8 @@ class Block {
     words.find(text(), t.begin, t.end, matches_);
     uint8_t* mask = mask_.data() + kPad;
     const auto possible = [&](const Match& m) {
-      if (mask[m.begin] == kJoint || (m.end < t.end && mask[m.end] == kJoint)) return false;
+      const auto joint = [&](int64_t i) { return mask[i] == kJoint || mask[i] == kInside; };
+      if (joint(m.begin) || (m.end < t.end && joint(m.end))) return false;
       return std::none_of(mask + m.begin + 1, mask + m.end, [](uint8_t x) { return x == kStart; });
     };
     int64_t from = t.begin;
@@ -352,7 +353,7 @@ class Block {
       }
       if (longest < 0) continue;
       mask[begin] = kStart;
-      std::fill(mask + begin + 1, mask + longest, uint8_t(kJoint));
+      std::replace(mask + begin + 1, mask + longest, uint8_t(kFree), uint8_t(kInside));
       if (longest < t.end) mask[longest] = kStart;
       from = longest;
     }

@@ -26,7 +26,7 @@ CLONES inline void viterbi(const int16_t* __restrict emission, const uint8_t* __
   const Int4 from_first = {a(kE, kB), a(kB, kM), a(kB, kE), a(kE, kS)};
   const Int4 from_second = {a(kS, kB), a(kM, kM), a(kM, kE), a(kS, kS)};
   const Int4 first_tag = {kE, kB, kB, kE};
-  const Int4 penalties[3] = {{0, 0, 0, 0}, {kNever, 0, 0, kNever}, {0, kNever, kNever, 0}};
+  const Int4 penalties[4] = {{0, 0, 0, 0}, {kNever, 0, 0, kNever}, {0, kNever, kNever, 0}, {kNever, 0, 0, kNever}};
   const auto row = [&](int64_t i) {
     Short4 e;
     __builtin_memcpy(&e, emission + 4 * i, 8);
