@@ -67,7 +67,7 @@ def adapt(
     sure: float = 0.7,
     criteria: Criteria | None = None,
     seed: int = 0,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], object] | None = None,
 ) -> Segmenter:
     """A new segmenter that knows a domain of which there are raw text and, maybe, a word list, but no labels.
 

@@ -67,7 +67,7 @@ def train(
     reference: bool = False,
     device: str = "cpu",
     metadata: Mapping[str, Any] | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Progress], object] | None = None,
 ) -> Segmenter:
     r"""Learn a segmenter: a CRF over the tags B, M, E, S, trained by ADF.
 
@@ -155,7 +155,7 @@ def fine_tune(
     *,
     rate: float = 0.05,
     seed: int = 0,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Progress], object] | None = None,
 ) -> Segmenter:
     """A new segmenter that has also learnt from these sentences; see :meth:`Segmenter.fine_tune`.
 
@@ -221,7 +221,7 @@ def _learn(
     dev: _Domains | None,
     metadata: Mapping[str, Any],
     max_bytes: int | None,
-    progress: Callable[[Progress], None] | None,
+    progress: Callable[[Progress], object] | None,
     temperature: float = 1.0,
 ) -> Segmenter:
     best: tuple[float, Weights] | None = None
