@@ -258,7 +258,9 @@ class Mixture {
     tables_.delta = {bits_.data(), ranks_.data(), delta_.data()};
   }
 
-  static std::string section(size_t k, const std::string& name) { return "d" + std::to_string(k + 1) + "." + name; }
+  static std::string section(size_t k, const std::string& name) {
+    return std::string("d").append(std::to_string(k + 1)).append(".").append(name);
+  }
 
   static void sum_rows(const Container& file, const std::vector<double>& weights, const std::string& name, size_t width,
                        size_t rows, std::vector<int8_t>& own, const int8_t*& table) {
