@@ -6,9 +6,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import srsly
-from spacy.tokens import Doc
-from spacy.util import registry
+try:
+    import srsly
+    from spacy.tokens import Doc
+    from spacy.util import registry
+except ImportError as error:
+    raise ImportError('cws_multidomain.spacy needs spaCy: pip install "cws-multidomain[spacy]"') from error
 
 from .segmenter import Segmenter
 
