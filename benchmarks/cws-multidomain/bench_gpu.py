@@ -224,8 +224,9 @@ def corpus(count: int) -> tuple[Any, ...]:
 
 
 def trainers(count: int) -> tuple[Any, Any]:
+    from cws_multidomain.gpu._training import Trainer
+
     from cws_multidomain import _core
-    from cws_multidomain.gpu.training import Trainer
 
     if not hasattr(_core, "Trainer"):
         raise MissingError("this build has no trainer in C++")

@@ -15,7 +15,7 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 
 from cws_multidomain import _reference, gpu  # noqa: E402
 from cws_multidomain._weights import Component, Gate, Weights  # noqa: E402
-from cws_multidomain.gpu import scoring  # noqa: E402
+from cws_multidomain.gpu import _scoring  # noqa: E402
 from cws_multidomain.segmenter import Segmenter  # noqa: E402
 
 DEVICE = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -168,7 +168,7 @@ def test_interpreted_kernels_cut_as_the_engine_cuts(monkeypatch):
         pytest.skip("Triton is compiled here, not interpreted")
     from cws_multidomain.gpu import _triton
 
-    monkeypatch.setattr(scoring, "_ops", _triton)
+    monkeypatch.setattr(_scoring, "_ops", _triton)
     segmenter, given = model(5, lexicons=2, domains=2, skip=True).with_domain("domain1"), texts(12, 5)
     with np.errstate(all="ignore"):
         assert gpu.cut_many(segmenter, given, device="cpu") == segmenter.cut_many(given)
@@ -178,7 +178,7 @@ def test_marks_are_those_of_the_reference():
     rng = np.random.default_rng(0)
     words = sorted({tuple(rng.integers(5, 9, rng.integers(1, 9)).tolist()) for _ in range(60)})
     flat, splits = np.concatenate(words).astype(np.uint16), np.concatenate([[0], np.cumsum([len(w) for w in words])])
-    lexicon = scoring.Lexicon(flat, splits.astype(np.int64), torch.device("cpu"))
+    lexicon = _scoring.Lexicon(flat, splits.astype(np.int64), torch.device("cpu"))
     sentences = [rng.integers(4, 9, n) for n in rng.integers(1, 30, 50)]
     end = np.repeat(np.cumsum([len(s) for s in sentences]), [len(s) for s in sentences])
     begins, ends, insides = lexicon.marks(torch.from_numpy(np.concatenate(sentences)), torch.from_numpy(end))
@@ -188,7 +188,7 @@ def test_marks_are_those_of_the_reference():
 
 def test_buckets_hold_every_sentence_once_and_little_padding():
     lengths = np.random.default_rng(0).geometric(0.02, 5000)
-    found = list(scoring.buckets(lengths, np.arange(5000)))
+    found = list(_scoring.buckets(lengths, np.arange(5000)))
     assert sorted(np.concatenate(found).tolist()) == list(range(5000))
     assert all(lengths[b].max() <= 2 * lengths[b].min() + 1 for b in found)
     assert len(found) < 20

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch", reason="there is no PyTorch here")
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 from cws_multidomain import _core  # noqa: E402
-from cws_multidomain.gpu import _ops, require, training  # noqa: E402
+from cws_multidomain.gpu import _ops, _training, require  # noqa: E402
 
 DEVICE = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 OPTIONS: dict[str, Any] = {"upper": 0.995, "lower": 0.6, "l2": 1.0, "transition": 0.6, "updates": 10, "shared": True}
@@ -39,10 +39,10 @@ def sentences(count: int, domains: int, lexicons: int, seed: int = 0, longest: i
     return symbols, splits, marks, allowed, rng.integers(0, max(domains, 1), count).astype(np.uint8)
 
 
-def trainer(device: str, data: tuple[Any, ...], domains: int, rate: float = 0.05, **options: Any) -> training.Trainer:
+def trainer(device: str, data: tuple[Any, ...], domains: int, rate: float = 0.05, **options: Any) -> _training.Trainer:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("this needs a CUDA device")
-    made = training.Trainer(len(data[2]), domains, device=device, **options)
+    made = _training.Trainer(len(data[2]), domains, device=device, **options)
     made.load(*data, rate)
     return made
 
@@ -84,7 +84,7 @@ def test_training_goes_on_from_given_weights():
     first = _core.Trainer(1, domains)
     first.load(*sentences(40, 2, 1, seed=5), 0.05)
     first.epoch(order(40, 0), seed=1, threads=1, **options)
-    made = [training.Trainer(1, domains, device="cpu"), _core.Trainer(1, domains)]
+    made = [_training.Trainer(1, domains, device="cpu"), _core.Trainer(1, domains)]
     for t in made:
         for component in range(domains + 1):
             weights = first.weights(component).reshape(-1, 4)
@@ -118,7 +118,7 @@ def test_a_step_is_the_derivative_of_the_loss():
     data, rate = sentences(6, 2, 1, seed=2, longest=5), 1e-3
     options = {**PLAIN, "shards": 6, "updates": 1, "upper": 1.0, "lower": 1.0, "transition": 1.0, "l2": 1e9}
 
-    def start() -> training.Trainer:
+    def start() -> _training.Trainer:
         made = trainer("cpu", data, 2, rate, dtype=torch.float64)
         made._w += torch.randn(made._w.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) / 4
         made._transition += torch.arange(48, dtype=torch.float64).view(3, 4, 4).cos() / 4
@@ -161,7 +161,7 @@ def test_interpreted_kernels_learn_what_the_reference_learns(monkeypatch):
     )
     reference = trainer("cpu", data, 2)
     expected = reference.epoch(order(12, 0), seed=0, **options)
-    monkeypatch.setattr(training, "_ops", _triton)
+    monkeypatch.setattr(_training, "_ops", _triton)
     kernels = trainer("cpu", data, 2)
     with np.errstate(all="ignore"):
         assert kernels.epoch(order(12, 0), seed=0, **options) == pytest.approx(expected, rel=1e-6)
@@ -183,7 +183,7 @@ def test_train_takes_the_device_and_learns_the_same_segmenter(monkeypatch):
 
     def on_cpu(device: str) -> Any:
         made.append(device)
-        return lambda lexicons, domains: training.Trainer(lexicons, domains, device="cpu")
+        return lambda lexicons, domains: _training.Trainer(lexicons, domains, device="cpu")
 
     monkeypatch.setattr(_learner, "_trainer", on_cpu)
     monkeypatch.setattr(gpu, "require", lambda device: None)
@@ -212,7 +212,7 @@ def test_train_on_a_gpu_learns_what_it_learns_on_the_cpu():
 
 def test_dropout_leaves_out_the_share_that_was_asked_for_and_never_the_symbol_itself():
     lengths = np.full(400, 25)
-    alone, dropped = training.dropout(lengths, 7, 0.3, 0.2)
+    alone, dropped = _training.dropout(lengths, 7, 0.3, 0.2)
     assert alone.mean() == pytest.approx(0.3, abs=0.08)
     assert np.delete(dropped, 2, 1).mean(0) == pytest.approx(np.full(8, 51 / 256), abs=0.02)
     assert not dropped[:, 2].any()
@@ -237,4 +237,4 @@ def test_a_device_that_is_not_there_is_refused():
 
 
 def test_the_trainer_uses_the_registered_operators():
-    assert training._ops is _ops
+    assert _training._ops is _ops

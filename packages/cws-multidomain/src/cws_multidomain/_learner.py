@@ -157,7 +157,7 @@ def _trainer(device: str) -> Callable[[int, int], Any]:
     from .gpu import require
 
     require(device)
-    from .gpu.training import Trainer
+    from .gpu._training import Trainer
 
     return partial(Trainer, device=device)
 

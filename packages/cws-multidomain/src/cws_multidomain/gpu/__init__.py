@@ -52,7 +52,7 @@ def cut_many(
     for index, text in enumerate(given):
         if not isinstance(text, str):
             raise TypeError(f"texts must be str, got {type(text).__name__} at index {index}")
-    from .scoring import cut_many as cut
+    from ._scoring import cut_many as cut
 
     return cut(segmenter, given, device, characters)
 
