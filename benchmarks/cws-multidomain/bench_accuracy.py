@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache, partial
 from io import StringIO
@@ -32,7 +33,7 @@ from corpora import (
     one_by_one,
     traditional,
 )
-from harness import FULL, Context, Figure, Outcome, Study, Workload, at_least, at_most
+from harness import FULL, Context, Figure, Outcome, Study, Workload, at_least, at_most, cores
 
 from cws_multidomain import Segmenter, Sentence, _core, _reference, adapt, compare, train
 from cws_multidomain._encoding import Symbols, encode, lexicon, marks
@@ -75,6 +76,12 @@ def learnt(context: Context, names: Sequence[str], how: str, seed: int = 0, open
         dictionaries = [jieba_words()] if opened else []
         _made[key] = train(corpus, seed=seed, epochs=epochs, dictionaries=dictionaries, threads=1)
     return _made[key]
+
+
+def learn_at_once(context: Context, *wanted: tuple[Sequence[str], str, int, bool]) -> None:
+    """As many at a time as there are cores; the trainer holds no lock."""
+    with ThreadPoolExecutor(cores()) as pool:
+        list(pool.map(lambda each: learnt(context, *each), wanted))
 
 
 def own(context: Context, name: str, seed: int = 0, opened: bool = False) -> Segmenter:
@@ -130,6 +137,9 @@ def closed(context: Context, outcome: Outcome) -> None:
     head = ["test set", "spacy-pkuseg", "ours, one domain", "p", "ours, shared + domain", "p", "OOV rate"]
     outcome.table = [head]
     draws = context.pick(99, 2000, 10_000)
+    jobs = [(CLOSED, "shared", seed, wide) for seed in seeds(context) for wide in (True, False)]
+    single = [((name,), "pooled", seed, False) for seed in seeds(context) for name in CLOSED]
+    learn_at_once(context, *jobs, *single, *((CLOSED, "pooled", seed, False) for seed in seeds(context)))
     for number, name in enumerate(CLOSED):
         test = sets(context)[name]
         alone = [judge(test, own(context, name, seed).cut_many) for seed in seeds(context)]
@@ -253,6 +263,9 @@ def gate(context: Context, segmenter: Segmenter, names: Sequence[str]) -> float:
 
 def left_out(context: Context, outcome: Outcome) -> None:
     outcome.table = [["test set", "pooled others", "shared others, general", "the same, open", "with its domain"]]
+    every = [tuple(other for other in ALL if other != name) for name in ALL]
+    jobs = [(others, *job) for others in every for job in (("pooled", 0, False), ("shared", 0, False))]
+    learn_at_once(context, *jobs, *((others, "shared", 0, True) for others in every), (ALL, "shared", 0, False))
     for number, name in enumerate(ALL):
         others = tuple(other for other in ALL if other != name)
         test = sets(context)[name]
