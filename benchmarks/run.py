@@ -78,7 +78,9 @@ def arguments(argv: list[str] | None) -> Namespace:
         ("gpu", "the rows of a CUDA machine"),
     ):
         profile.add_argument(f"--{name}", dest="profile", action="store_const", const=name, default="quick", help=text)
-    parser.add_argument("--only", default="", metavar="TEXT", help="only workloads whose name contains this")
+    parser.add_argument(
+        "--only", action="append", metavar="TEXT", help="only workloads whose name contains this; may be repeated"
+    )
     parser.add_argument("--data", help="a folder of data sets or the name of a Hugging Face data set")
     parser.add_argument("--out", type=Path, default=HERE / "report", help="where the JSON file and index.html go")
     parser.add_argument("--from", dest="rebuild", nargs="+", type=Path, metavar="JSON", help="only rebuild the page")
@@ -112,7 +114,8 @@ def measure(args: Namespace, console: Console) -> dict[str, Any]:
             outcomes.append(broken(package, harness.Outcome(path.stem, "This file could not be loaded."), error))
             continue
         packages |= dict.fromkeys(module.PACKAGES)
-        jobs += [(package, w) for w in module.WORKLOADS if args.profile in w.profiles and args.only in w.name]
+        chosen = [w for w in module.WORKLOADS if any(text in w.name for text in args.only or [""])]
+        jobs += [(package, w) for w in chosen if args.profile in w.profiles]
     harness.set_threads(1)  # a race sets its own
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
