@@ -76,10 +76,9 @@ def train_pkuseg(corpus: list[Words], directory: Path, epochs: int) -> tuple[Pat
     for path, part in ((text, corpus), (short, corpus[:2])):
         path.write_text("".join(" ".join(words) + "\n" for words in part), encoding="utf-8")
     command = [sys.executable, "-c", _PKUSEG, *map(str, (text, short, model, epochs))]
-    subprocess.run(
-        command, check=True, capture_output=True, cwd=directory, env={**os.environ, "TMPDIR": str(directory)}
-    )
-    return model
+    environment = {**os.environ, "TMPDIR": str(directory)}
+    done = subprocess.run(command, check=True, capture_output=True, cwd=directory, env=environment)
+    return model, float(done.stdout.split()[-1])
 
 
 def against_pkuseg(context: Context, outcome: Outcome) -> None:
