@@ -102,6 +102,7 @@ def adapt(
         TypeError: texts that are none.
 
     Example:
+        >>> from cws_multidomain import adapt, train
         >>> base = train([["我们", "爱", "北京"], ["北京", "很", "大"]] * 9, epochs=5)
         >>> novel = adapt(base, ["鬼王爱碧瑶", "碧瑶很大", "我们爱碧瑶"] * 9, name="novel")
         >>> novel.domain

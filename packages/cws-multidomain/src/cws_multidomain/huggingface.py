@@ -37,7 +37,8 @@ def datasets_map(
         threads: of each process (default 1, as `num_proc` is there; None is all cores).
 
     Example:
-        >>> dataset.map(datasets_map("text"), batched=True, num_proc=4)
+        >>> datasets_map("text")({"text": ["我们在北京"]})["tokens"]
+        [['我们', '在', '北京']]
     """
     options = Options.of(model, domain, words, granularity)
     return _Map(column, out, options, threads, options.checksum(), __version__)

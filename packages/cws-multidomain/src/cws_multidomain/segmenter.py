@@ -127,8 +127,8 @@ class Segmenter:
     user's words can be changed, and calls that run do not see the change.
 
     Example:
-        >>> Segmenter.load().cut("我爱北京天安门")
-        ['我', '爱', '北京', '天安门']
+        >>> Segmenter.load().cut("我们在北京学习。")
+        ['我们', '在', '北京', '学习', '。']
     """
 
     def __init__(self, model: _core.Model, domain: Domain = "auto") -> None:
@@ -436,7 +436,7 @@ class Segmenter:
         """Which weights speak for the tag of each character, and by how much the tag wins.
 
         Example:
-            >>> [x.tag for x in Segmenter.load().explain("你好")]
+            >>> [x.tag for x in Segmenter.load().explain("北京")]
             ['B', 'E']
         """
         _text(text)

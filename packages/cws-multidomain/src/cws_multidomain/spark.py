@@ -38,9 +38,10 @@ def cut_arrow(
         model, domain, words, granularity: as for `Segmenter.load`, `Segmenter.add_words` and `Segmenter.granularity`.
             Paths must be there on every worker.
 
-    Example:
-        >>> schema = T.StructType(frame.schema.fields + [T.StructField("tokens", T.ArrayType(T.StringType()))])
-        >>> frame.mapInArrow(cut_arrow("text"), schema)
+    Example::
+
+        schema = T.StructType(frame.schema.fields + [T.StructField("tokens", T.ArrayType(T.StringType()))])
+        frame.mapInArrow(cut_arrow("text"), schema)
     """
     return _CutArrow(column, out, Options.of(model, domain, words, granularity))
 

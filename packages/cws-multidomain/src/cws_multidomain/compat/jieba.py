@@ -61,7 +61,7 @@ class Tokenizer:
         model: name or path for `Segmenter.load`, which `HMM=True` uses.
 
     Example:
-        >>> Tokenizer({"北京": 30, "大学": 20, "北京大学": 5}).lcut("北京大学", HMM=False)
+        >>> Tokenizer({"北京": 30, "大学": 20, "北京大学": 50}).lcut("北京大学", HMM=False)
         ['北京大学']
     """
 

@@ -34,10 +34,10 @@ def cut_many(
         ValueError: a segmenter that has words or another granularity, or a device that this machine lacks.
         TypeError: a text that is no str.
 
-    Example:
-        >>> segmenter = Segmenter.load()
-        >>> cut_many(segmenter, ["我爱北京天安门"], device="cuda") == segmenter.cut_many(["我爱北京天安门"])
-        True
+    Example::
+
+        segmenter = Segmenter.load()
+        assert cut_many(segmenter, texts, device="cuda") == segmenter.cut_many(texts)
     """
     require(device)
     if segmenter.granularity != "coarse":
