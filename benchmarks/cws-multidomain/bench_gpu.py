@@ -224,9 +224,8 @@ def corpus(count: int) -> tuple[Any, ...]:
 
 
 def trainers(count: int) -> tuple[Any, Any]:
-    from cws_multidomain.gpu._training import Trainer
-
     from cws_multidomain import _core
+    from cws_multidomain.gpu._training import Trainer
 
     if not hasattr(_core, "Trainer"):
         raise MissingError("this build has no trainer in C++")
