@@ -693,6 +693,7 @@ nb::list Segmentation::cut_many(nb::list texts, int threads) {
       }
     }
     const Spans& spans = oldest.spans;
+    const cws::NoCollection none;
     for (size_t i = 0, from = 0; i < spans.row_ends.size(); ++i) {
       const size_t to = size_t(spans.row_ends[i]);
       out.append(cws::token_list(texts[oldest.first + i], oldest.points.data() + oldest.splits[i],

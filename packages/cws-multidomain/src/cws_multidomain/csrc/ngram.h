@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <cstring>
@@ -49,6 +50,16 @@ struct Rows {
 
 using Byte8 = int8_t __attribute__((vector_size(8)));
 using Short8 = int16_t __attribute__((vector_size(16)));
+using Int8 = int32_t __attribute__((vector_size(32)));
+
+// Two rows of 4.
+inline Short8 side_by_side(const int16_t* low, const int16_t* high) {
+  using Long2 = uint64_t __attribute__((vector_size(16)));
+  uint64_t a, b;
+  std::memcpy(&a, low, 8);
+  std::memcpy(&b, high, 8);
+  return Short8(Long2{a, b});
+}
 
 // Emissions of two positions at a time; for an odd n one more is written. The rows of d and d + 1 lie side by side, so
 // 8 bytes of a symbol's rows serve position i + 1 (low half) and position i (high half). 3 symbols and rows more can be
@@ -71,12 +82,6 @@ CLONES void emit(const Tables& t, const Rows& rows, int64_t n, int16_t* __restri
     std::memcpy(&b, high, 4);
     return widened(a | uint64_t(b) << 32);
   };
-  const auto wide_halves = [](const int16_t* low, const int16_t* high) {
-    Short8 out;
-    std::memcpy(&out, low, 8);
-    std::memcpy(reinterpret_cast<char*>(&out) + 8, high, 8);
-    return out;
-  };
   const auto symbol = [&](int64_t i) { return t.unigram + 20 * size_t(rows.symbols[i]); };
   const auto pair = [&](int64_t i) { return t.bigram + 16 * size_t(rows.bigram[i]); };
   const int8_t *s0 = symbol(-2), *s1 = symbol(-1), *s2 = symbol(0), *s3 = symbol(1);
@@ -89,7 +94,7 @@ CLONES void emit(const Tables& t, const Rows& rows, int64_t n, int16_t* __restri
     for (int k = 0; k < LEXICONS; ++k) {
       const uint16_t* j = rows.joint[k] + i;
       const uint32_t* c = rows.charmark[k] + i;
-      sum += wide_halves(t.joint[k] + 4 * size_t(j[1]), t.joint[k] + 4 * size_t(j[0]));
+      sum += side_by_side(t.joint[k] + 4 * size_t(j[1]), t.joint[k] + 4 * size_t(j[0]));
       sum += halves(t.charmark[k] + 4 * size_t(c[1]), t.charmark[k] + 4 * size_t(c[0]));
     }
     const Short8 in_order = __builtin_shufflevector(sum, sum, 4, 5, 6, 7, 0, 1, 2, 3);
@@ -128,29 +133,25 @@ inline void emit(int lexicons, const Tables& t, const Rows& rows, int64_t n, int
   return emit<2, false>(t, rows, n, emission);
 }
 
-// Adds the rows that one line fires to `sums` [gate.width], for symbols that follow one another after `before` (0 at
+// Adds the rows that one line fires to `sums` [gate.width], for symbols that follow one another after `before` (-1 at
 // the beginning of the line).
-inline void add_gate(const Gate& gate, const uint16_t* symbols, int64_t n, int32_t before, int64_t* sums) {
+CLONES inline void add_gate(const Gate& gate, const uint16_t* symbols, int64_t n, int32_t before, int64_t* sums) {
+  constexpr int64_t kStretch = 16384;  // so many values of int16 fit an int32
+  if (n == 0) return;
   for (int base = 0; base < gate.width; base += 4) {
-    Int4 low = {0, 0, 0, 0};
-    int64_t since = 0;
-    int32_t last = before;
-    const auto add = [&](uint32_t a, uint32_t b) {
-      Short4 row;
-      std::memcpy(&row, gate.table + size_t(Gate::row(a, b)) * gate.width + base, 8);
-      low += __builtin_convertvector(row, Int4);
-    };
-    for (int64_t i = 0; i < n; ++i) {
-      add(symbols[i], 0);
-      if (last >= 0) add(uint32_t(last), symbols[i]);
-      last = symbols[i];
-      if (++since == 16384) {
-        for (int k = 0; k < 4; ++k) sums[base + k] += low[k];
-        low = Int4{0, 0, 0, 0};
-        since = 0;
-      }
+    const auto row = [&](uint32_t a, uint32_t b) { return gate.table + size_t(Gate::row(a, b)) * gate.width + base; };
+    for (int64_t begin = 0; begin < n; begin += kStretch) {
+      Int8 sum = {};
+      const auto add = [&](const int16_t* one, const int16_t* two) {
+        sum += __builtin_convertvector(side_by_side(one, two), Int8);
+      };
+      const int64_t end = std::min(n, begin + kStretch);
+      static constexpr int16_t kZero[4] = {};
+      const int32_t last = begin ? symbols[begin - 1] : before;
+      add(row(symbols[begin], 0), last < 0 ? kZero : row(uint32_t(last), symbols[begin]));
+      for (int64_t i = begin + 1; i < end; ++i) add(row(symbols[i], 0), row(symbols[i - 1], symbols[i]));
+      for (int k = 0; k < 8; ++k) sums[base + k % 4] += sum[k];
     }
-    for (int k = 0; k < 4; ++k) sums[base + k] += low[k];
   }
 }
 

@@ -2,7 +2,6 @@
 
 #include <nanobind/nanobind.h>
 
-#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -32,27 +31,25 @@ class Strings {
   PyObject* slice(nb::handle text, const uint32_t* points, int64_t begin, int64_t end) {
     const int64_t n = end - begin;
     if (n > 4) return checked(PyUnicode_Substring(text.ptr(), begin, end));
-    Word word{};
-    uint64_t h = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      word[i] = points[begin + i] + 1;
-      h = (h ^ word[i]) * 0x9E3779B97F4A7C15u;
+    // Up to 4 code points of 21 bits, each plus 1, so that no two words are the same numbers.
+    uint64_t low = 0, high = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      high = high << 32 | low >> 32;
+      low = low << 32 | (points[i] + 1);
     }
-    Entry& entry = entries_[h >> 51];
-    if (entry.word != word) {
+    Entry& entry = entries_[(low ^ high * 0xD6E8FEB86659FD93u) * 0x9E3779B97F4A7C15u >> 51];
+    if (entry.low != low || entry.high != high) {
       PyObject* made = checked(PyUnicode_Substring(text.ptr(), begin, end));
       Py_XDECREF(entry.text);
-      entry.word = word;
-      entry.text = made;
+      entry = {low, high, made};
     }
     Py_INCREF(entry.text);
     return entry.text;
   }
 
  private:
-  using Word = std::array<uint32_t, 4>;
   struct Entry {
-    Word word{};
+    uint64_t low = 0, high = 0;
     PyObject* text = nullptr;
   };
 
@@ -64,7 +61,20 @@ class Strings {
   std::vector<Entry> entries_ = std::vector<Entry>(1 << 13);
 };
 
-// Tokens begin .. end - 1 as a list.
+// No garbage collection while it lives: lists of str have no cycles, but thousands of new ones would set it off.
+class NoCollection {
+ public:
+  NoCollection() : enabled_(PyGC_Disable()) {}
+  NoCollection(const NoCollection&) = delete;
+  ~NoCollection() {
+    if (enabled_) PyGC_Enable();
+  }
+
+ private:
+  int enabled_;
+};
+
+// Tokens as a list.
 inline nb::object token_list(nb::handle text, const uint32_t* points, const int32_t* starts, const int32_t* ends,
                              int64_t n) {
   nb::object list = nb::steal(PyList_New(n));
