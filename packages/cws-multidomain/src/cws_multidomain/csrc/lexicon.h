@@ -226,22 +226,22 @@ inline void find_marks(const Lexicon& lexicon, const uint16_t* symbols, int64_t 
   uint8_t* __restrict begins = w.begins.data() + 1;
   uint8_t* __restrict ends = w.ends.data() + 1;
   uint8_t* __restrict insides = w.insides.data() + 1;
-  int64_t walkers = 0;
-  for (int64_t p = 0; p < n; ++p) {
-    const uint32_t s = lexicon.first[symbols[p]] >> 1;
-    at[walkers] = uint32_t(p);
-    state[walkers] = s;
-    walkers += s != 0;
-  }
+  int64_t walkers = n;
   for (int length = 2; length <= kLongestMark && walkers; ++length) {
     int64_t likely = 0, hits = 0, left = 0;
-    for (int64_t k = 0; k < walkers; ++k) {
-      const uint32_t x = state[k] * lexicon.n_symbols + symbols[at[k] + length - 1];
+    const auto look = [&](uint32_t p, uint32_t s) {
+      const uint32_t x = s * lexicon.n_symbols + symbols[p + length - 1];
       const uint64_t h = PerfectHash::mix(x, lexicon.hash.seed);
-      at[likely] = at[k];
+      const uint32_t place = lexicon.hash.slot_of(h);
+      at[likely] = p;
       key[likely] = x;
-      slot[likely] = lexicon.hash.slot_of(h);
-      likely += lexicon.prints[slot[likely]] == PerfectHash::print(h);
+      slot[likely] = place;
+      likely += lexicon.prints[place] == PerfectHash::print(h);
+    };
+    if (length == 2) {
+      for (int64_t p = 0; p < n; ++p) look(uint32_t(p), lexicon.first[symbols[p]] >> 1);
+    } else {
+      for (int64_t k = 0; k < walkers; ++k) look(at[k], state[k]);
     }
     for (int64_t k = 0; k < likely; ++k) {
       const uint32_t t = lexicon.target(slot[k], key[k]);

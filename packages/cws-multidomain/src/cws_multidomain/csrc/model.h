@@ -204,7 +204,9 @@ class Mixture {
     if (std::all_of(weights.begin(), weights.end(), [](double w) { return w == 0; })) return;
     const Container& file = model.file();
     sum_rows(file, weights, "unigram", 20, size_t(model.n_symbols()), unigram_, tables_.unigram);
-    if (const size_t k = only(weights); k < weights.size()) {
+    // A table of its own is the faster one if the domain has something to add to most pairs, and is larger.
+    const size_t k = only(weights);
+    if (k < weights.size() && 2 * count_rows(file, k, "bigram") < model.bigram().hash.size) {
       make_delta(file, k, model.bigram().hash.size);
     } else {
       sum_rows(file, weights, "bigram", 16, model.bigram().hash.size, bigram_, tables_.bigram);
@@ -234,6 +236,12 @@ class Mixture {
     const auto one = std::find(weights.begin(), weights.end(), 1.0);
     const bool others = std::count(weights.begin(), weights.end(), 0.0) + 1 != int64_t(weights.size());
     return others ? weights.size() : size_t(one - weights.begin());
+  }
+
+  static size_t count_rows(const Container& file, size_t k, const std::string& name) {
+    size_t n = 0;
+    file.array<uint32_t>(section(k, name) + ".index", n);
+    return n;
   }
 
   void make_delta(const Container& file, size_t k, uint32_t slots) {
