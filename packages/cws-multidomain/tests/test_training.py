@@ -98,6 +98,20 @@ def test_a_step_is_the_gradient_by_brute_force(n: int, known: bool) -> None:
     np.testing.assert_allclose(moved_nodes, nodes - nodes_gold, atol=5e-6)
 
 
+@pytest.mark.parametrize("scale", [50.0, 1000.0, 1e6])
+def test_a_step_stays_finite_where_scores_are_extreme(scale: float) -> None:
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        symbols = random.integers(5, 9, size=7).tolist()
+        every = paths([15] * 7)
+        allowed = [1 << y for y in every[random.integers(len(every))]]
+        weights = random.normal(size=(len(set(symbols)), 4)) * scale
+        loss, (edges, nodes) = step(allowed, weights, random.normal(size=(4, 4)) * scale, symbols)
+        assert np.isfinite(loss)
+        assert np.isfinite(edges).all()
+        assert np.isfinite(nodes).all()
+
+
 def test_rates_fall_with_the_frequency_of_a_feature_and_weights_decay() -> None:
     trainer = _core.Trainer(0, 0)
     keys = np.array([3 << 32 | s << 16 for s in (5, 6)], np.uint64)

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -21,13 +22,13 @@ struct Chain {
   // `allowed` has a bit for each tag that the labels permit at a position: one bit where they are known.
   void learn(int64_t n, const float* transition, const uint8_t* allowed) {
     float t[16];
-    for (int j = 0; j < 16; ++j) t[j] = std::exp(transition[j]);
+    for (int j = 0; j < 16; ++j) t[j] = std::exp(std::clamp(transition[j], -kSteepest, kSteepest));
     potential_.resize(n);
     bool known = true;
     for (int64_t i = 0; i < n; ++i) {
       const Tags v = emission[i];
       const float most = std::max(std::max(v[0], v[1]), std::max(v[2], v[3]));
-      for (int y = 0; y < 4; ++y) potential_[i][y] = std::exp(v[y] - most);
+      for (int y = 0; y < 4; ++y) potential_[i][y] = std::exp(std::max(v[y] - most, -kDeepest));
       known &= (allowed[i] & (allowed[i] - 1)) == 0;
     }
     difference.assign(n, Tags{});
@@ -54,7 +55,7 @@ struct Chain {
     for (int64_t i = 0, before = 0; i < n; ++i) {
       const int y = std::countr_zero(allowed[i]);
       difference[i][y] -= 1;
-      score += std::log(std::max(potential_[i][y], kTiny));
+      score += std::log(potential_[i][y]);
       if (i) {
         edges[before * 4 + y] -= 1;
         score += std::log(t[before * 4 + y]);
@@ -67,7 +68,6 @@ struct Chain {
   // Adds sign times the expectations over the allowed paths; returns the logarithm of their sum.
   double expect(int64_t n, const float* t, const uint8_t* allowed, float sign) {
     alpha_.resize(n);
-    scale_.resize(n);
     // Each tag has two legal predecessors: E and S of B and S, B and M of M and E.
     const Index first = {E, B, B, E}, second = {S, M, M, S};
     const Tags from_first = {t[E * 4 + B], t[B * 4 + M], t[B * 4 + E], t[E * 4 + S]};
@@ -82,8 +82,8 @@ struct Chain {
             masked(i, allowed);
       }
       if (i == n - 1) v *= Tags{0, 0, 1, 1};
-      const float sum = std::max(v[0] + v[1] + v[2] + v[3], kTiny);
-      v *= scale_[i] = 1 / sum;
+      const float sum = total(v);
+      v /= sum;
       alpha_[i] = v;
       product *= sum;
       if (product < 1e-200 || product > 1e200 || i == n - 1) {
@@ -97,13 +97,16 @@ struct Chain {
     const Tags to_second = {t[B * 4 + E], t[M * 4 + E], t[E * 4 + S], t[S * 4 + S]};
     Tags beta = {0, 0, 1, 1}, into_first{}, into_second{};
     for (int64_t i = n - 1; i >= 0; --i) {
-      difference[i] += sign * (alpha_[i] * beta);
+      const Tags here = alpha_[i] * beta;
+      difference[i] += sign / total(here) * here;
       if (i == 0) break;
-      const Tags out = masked(i, allowed) * beta * scale_[i];
+      const Tags out = masked(i, allowed) * beta;
       const Tags a = __builtin_shuffle(out, next_first) * to_first, b = __builtin_shuffle(out, next_second) * to_second;
-      into_first += alpha_[i - 1] * a;
-      into_second += alpha_[i - 1] * b;
       beta = a + b;
+      const float share = 1 / total(alpha_[i - 1] * beta);
+      into_first += share * (alpha_[i - 1] * a);
+      into_second += share * (alpha_[i - 1] * b);
+      beta /= total(beta);
     }
     for (int y = 0; y < 4; ++y) {
       edges[y * 4 + next_first[y]] += sign * into_first[y];
@@ -112,9 +115,11 @@ struct Chain {
     return log_sum;
   }
 
-  static constexpr float kTiny = 1e-37f;
+  static float total(Tags v) { return v[0] + v[1] + v[2] + v[3]; }
+
+  // In nats: scores beyond, which occur while rates are high, are cut off, so that no sum of paths is 0 or infinite.
+  static constexpr float kDeepest = 40, kSteepest = 15;
   std::vector<Tags> potential_, alpha_;
-  std::vector<float> scale_;
 };
 
 }  // namespace cws
