@@ -40,12 +40,17 @@ def short(number: float) -> str:
     return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:#.3g}".removesuffix(".")
 
 
+def in_unit(number: float, figure: Json) -> str:
+    return f"{number:.2f}" if figure["unit"] == " F1" else short(number)
+
+
 def value(figure: Json) -> str:
-    return "-" if figure["value"] is None else short(figure["value"]) + figure["unit"]
+    return "-" if figure["value"] is None else in_unit(figure["value"], figure) + figure["unit"]
 
 
 def interval(figure: Json) -> str:
-    return "" if figure["low"] is None else f"[{short(figure['low'])}, {short(figure['high'])}]"
+    low, high = figure["low"], figure["high"]
+    return "" if low is None else f"[{in_unit(low, figure)}, {in_unit(high, figure)}]"
 
 
 def number(figure: Json) -> str:
