@@ -239,7 +239,8 @@ def test_what_does_not_learn_does_not_decay() -> None:
     start = train({"a": corpus(40, 1), "b": corpus(40, 2)}, epochs=3).weights()
     sentences = [Sentence(words) for words in corpus(20, 3)]
     before = Learner({"c": sentences}, Options(), start=start, shared=False).weights()
-    for shared, domain, still in ((False, "c", (0, 1, 2)), (False, "b", (0, 1)), (True, "b", (1,))):
+    cases = (False, "c", (0, 1, 2)), (False, "b", (0, 1)), (True, "b", (1,)), (True, None, (1, 2))
+    for shared, domain, still in cases:
         learner = Learner({domain: sentences}, Options(), start=start, shared=shared)
         for number in range(3):
             learner.epoch(number)

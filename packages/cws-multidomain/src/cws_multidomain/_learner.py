@@ -96,7 +96,8 @@ class Learner:
                 self._trainer.set(number, *_features(component))
         self._lengths = np.diff(encoded.splits)
         number_of: dict[str | None, int] = {name: k for k, name in enumerate(self.domains)}
-        owner = np.concatenate([np.full(_count(part), number_of.get(name, 0)) for name, part in sentences.items()])
+        nobody = len(self.domains)
+        owner = np.concatenate([np.full(_count(part), number_of.get(name, nobody)) for name, part in sentences.items()])
         self._trainer.load(symbols, encoded.splits, made, encoded.allowed, owner.astype(np.uint8), options.rate)
         self._texts = (symbols, encoded.splits, owner)
         self._gate = start.gate if start and len(start.domains) == len(self.domains) else None
@@ -139,7 +140,7 @@ class Learner:
             has = ~np.isnan(values[:, 0])
             transition = self._trainer.transition(number).reshape(4, 4)
             components.append(_component(keys[has], values[has], transition, self.symbols.count, len(self.lexicons)))
-        if self._gate is None and len(self.domains) > 1:
+        if self._gate is None and len(self.domains) > 1 and self._texts[2].min() < len(self.domains):
             self._gate = train_gate(*self._texts, len(self.domains), self.options.seed)
         return Weights(
             symbols=self.symbols.mapping,

@@ -69,7 +69,7 @@ class Trainer {
         for (int f = 0; f < count; ++f) {
           const uint32_t id = features_.add(keys[f]);
           if (id == masks_.size()) masks_.push_back(0);
-          if (domains_) masks_[id] |= 1u << corpus_.domains[s];
+          if (corpus_.domains[s] < domains_) masks_[id] |= 1u << corpus_.domains[s];
           at_[(begin + i) * count + f] = id;
         }
       }
@@ -83,7 +83,9 @@ class Trainer {
     table_.assign(next, Row{.eta = rate});
     for (size_t id = 0; id < masks_.size(); ++id) table_[first_[id]].mask = masks_[id];
     uint32_t present = 0;
-    for (const uint8_t domain : corpus_.domains) present |= 1u << domain;
+    for (const uint8_t domain : corpus_.domains) {
+      if (domain < domains_) present |= 1u << domain;
+    }
     for (const Given& g : given_) {
       Row& start = *row(g.id, g.component);
       start.w = g.w;
@@ -248,7 +250,8 @@ class Trainer {
     uint64_t random = hash(seed_ + uint64_t(turn) * 0x9E3779B97F4A7C15u);
     shard.sentence = sentence;
     shard.domain = -1;
-    if (domains_ && (!options_.shared || float(random >> 40) * 0x1p-24f >= options_.domain_dropout)) {
+    const bool named = corpus_.domains[sentence] < domains_;  // or it is nobody's, and for the shared weights alone
+    if (named && (!options_.shared || float(random >> 40) * 0x1p-24f >= options_.domain_dropout)) {
       shard.domain = corpus_.domains[sentence];
     }
     shard.dropped.assign(options_.feature_dropout > 0 ? n * kNgrams : 0, 0);
