@@ -250,6 +250,15 @@ def test_what_does_not_learn_does_not_decay() -> None:
             assert equal == (k in still), (domain, k)
 
 
+def test_the_gate_goes_on_as_before_when_a_domain_is_added() -> None:
+    segmenter = train({"a": [["天子", "来"]] * 30, "b": [["山头", "高"]] * 30}, epochs=2)
+    tuned = segmenter.fine_tune([["人们", "在"]] * 5, domain="mine")
+    for text in ("天子来", "山头高", "人们在"):
+        gate = tuned.gate(text)
+        assert gate.pop("mine") == 0
+        assert gate == pytest.approx(segmenter.gate(text), abs=1e-3)
+
+
 def test_fine_tuning_meets_characters_that_the_model_has_not() -> None:
     tuned = train(corpus(), epochs=3).fine_tune([["龘龘", "在"]] * 20)
     assert tuned.cut("龘龘在") == ["龘龘", "在"]

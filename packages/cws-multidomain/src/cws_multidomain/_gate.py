@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BUCKETS = 1 << 13
+_NEVER = -1e4  # a score
 _LIMIT = 4096  # symbols of a text that are read
 _A, _B = np.uint32(0x9E3779B1), np.uint32(0x85EBCA77)
 _EPOCHS, _BATCH, _RATE, _L2 = 10, 128, 0.5, 1e-5  # chosen on held-out tenths of the shipped model's training text
@@ -23,6 +24,15 @@ def buckets(symbols: NDArray[np.uint16]) -> NDArray[np.int64]:
     single = s * _A
     double = s[:-1] * _A + s[1:] * _B
     return np.asarray(np.concatenate([single, double]) >> np.uint32(19), np.int64)
+
+
+def widened(gate: Gate | None, domains: int) -> Gate | None:
+    """The gate of a model that got more domains, none of which it ever names: it has not seen their like."""
+    if gate is None:
+        return None
+    more = domains - len(gate.bias)
+    table = np.concatenate([gate.table, np.zeros((BUCKETS, more), np.float32)], 1)
+    return Gate(table, np.concatenate([gate.bias, np.full(more, _NEVER, np.float32)]), gate.threshold)
 
 
 def train_gate(

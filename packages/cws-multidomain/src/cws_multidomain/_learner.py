@@ -10,7 +10,7 @@ import numpy as np
 
 from . import _core
 from ._encoding import Symbols, encode, jackknife, lexicon, marks, vocabulary
-from ._gate import train_gate
+from ._gate import train_gate, widened
 from ._modelfile import PackedLexicon
 from ._weights import Component, Weights
 
@@ -100,7 +100,8 @@ class Learner:
         owner = np.concatenate([np.full(_count(part), number_of.get(name, nobody)) for name, part in sentences.items()])
         self._trainer.load(symbols, encoded.splits, made, encoded.allowed, owner.astype(np.uint8), options.rate)
         self._texts = (symbols, encoded.splits, owner)
-        self._gate = start.gate if start and len(start.domains) == len(self.domains) else None
+        self._trained = start is None
+        self._gate = widened(start.gate, len(self.domains)) if start else None
 
     def _marker(self, words: Sequence[tuple[str, int]]) -> Callable[[NDArray[np.uint16]], NDArray[np.uint8]]:
         if isinstance(words, PackedLexicon) and words.model.n_symbols == self.symbols.count:
@@ -140,7 +141,7 @@ class Learner:
             has = ~np.isnan(values[:, 0])
             transition = self._trainer.transition(number).reshape(4, 4)
             components.append(_component(keys[has], values[has], transition, self.symbols.count, len(self.lexicons)))
-        if self._gate is None and len(self.domains) > 1 and self._texts[2].min() < len(self.domains):
+        if self._trained and self._gate is None and len(self.domains) > 1:
             self._gate = train_gate(*self._texts, len(self.domains), self.options.seed)
         return Weights(
             symbols=self.symbols.mapping,

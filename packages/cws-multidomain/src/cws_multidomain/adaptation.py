@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from ._gate import widened
 from ._induction import Criteria, induce
 from ._learner import Learner, Options
 from ._sentence import Partial
@@ -131,7 +132,7 @@ def adapt(
     weights = _with_words(weights, {**dict.fromkeys(induced, 0), **listed})
     weights.components.append(_mixed(weights, base))
     weights.domains = [*weights.domains, name]
-    weights.gate = None
+    weights.gate = widened(weights.gate, len(weights.domains))
     made = segmenter.with_model(Segmenter.from_weights(weights)).with_domain(name)
     share = 1.0
     for number in range(rounds):
@@ -156,7 +157,6 @@ def adapt(
         f1_after=None if held_out is None else _f1(made, held_out),
     )
     final = made.weights()
-    final.gate = segmenter.weights().gate if len(final.domains) == 1 else None
     adapted = [*final.metadata.get("adapted", []), asdict(report)]
     final.metadata = {**final.metadata, "adapted": adapted}
     return made.with_model(Segmenter.from_weights(final)).with_domain(name)
