@@ -177,7 +177,7 @@ def leakage(train: Corpus, test: Corpus, n: int = 16) -> Leakage:
     doubles = [text for text, key in zip(plain[1], folded[1], strict=True) if key in known_folded]
     seen = np.unique(_ngrams(folded[0], n)[0])
     keys, owner = _ngrams(folded[1], n)
-    shared = np.isin(keys, seen)
+    shared = np.isin(keys, seen, kind="sort")
     return Leakage(
         sentences=len(plain[1]),
         exact=sum(text in known for text in plain[1]),
