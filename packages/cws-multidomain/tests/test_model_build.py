@@ -64,7 +64,7 @@ def test_the_model_and_its_manifest_are_built(data: Path, tmp_path: Path) -> Non
     segmenter = Segmenter.load(tmp_path / "made.cws")
     assert segmenter.domains == ("general", "wiki", "news", "spoken", "learner")
     assert segmenter.tokenize("天子在")[0].pos == "NN"
-    assert segmenter.with_domain("news").cut("馬頭在") == segmenter.with_domain("news").cut("馬頭在")
+    assert "".join(segmenter.with_domain("news").cut("馬頭在")) == "馬頭在"
     assert segmenter.dictionary()["马头"] == 30
     written = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
     assert written == json.loads(json.dumps(manifest))
