@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -21,6 +22,7 @@ STATED = {"gsd": ("wiki", 0.954), "pud": ("news", 0.953), "hk": ("spoken", 0.940
 def test_the_model_is_small_and_says_where_it_is_from() -> None:
     assert (MODEL / "default.cws").stat().st_size <= 6_000_000  # type: ignore[attr-defined]
     manifest = json.loads((MODEL / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["model"]["sha256"] == hashlib.sha256((MODEL / "default.cws").read_bytes()).hexdigest()
     segmenter = Segmenter.load()
     assert segmenter.info["sources"] == manifest["sources"]
     assert segmenter.info["licence"] == "CC BY-SA 4.0"
