@@ -1,0 +1,22 @@
+"""IoU-Net for PyTorch: exact RoI pooling with box gradients, IoU-guided NMS and box refinement for any detector."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from . import _ops
+
+if TYPE_CHECKING:
+    from . import coco, data, detection, training, viz
+
+__all__: list[str] = []
+__version__ = "1.0.0"
+
+_LAZY = frozenset({"cli", "coco", "data", "detection", "training", "viz"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
