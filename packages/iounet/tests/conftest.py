@@ -18,7 +18,7 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 
 @pytest.fixture(scope="session")
 def detection_data() -> Path:
-    """The folder `detection` of the data sets, from DATA_DIR or beside the checkout; a test that needs it is skipped without."""
+    """The folder `detection` of the data sets, in DATA_DIR or beside the checkout: tests that need it skip without."""
     places = [Path(os.environ["DATA_DIR"])] if "DATA_DIR" in os.environ else []
     places += [parent / "shared" / "data" for parent in Path(__file__).resolve().parents]
     for place in places:

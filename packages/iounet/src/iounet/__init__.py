@@ -5,15 +5,20 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import _ops
+from . import ops
 
 if TYPE_CHECKING:
-    from . import coco, data, detection, training, viz
+    from . import cli as cli
+    from . import coco as coco
+    from . import data as data
+    from . import detection as detection
+    from . import training as training
+    from . import viz as viz
 
-__all__: list[str] = []
+__all__ = ["ops"]
 __version__ = "1.0.0"
 
-_LAZY = frozenset({"cli", "coco", "data", "detection", "training", "viz"})
+_LAZY = frozenset({"cli", "coco", "data", "detection", "training", "viz"})  # they need an extra, or time to import
 
 
 def __getattr__(name: str) -> Any:

@@ -19,8 +19,8 @@ SCHEMAS = {
     "prroi_pool_grad_boxes_backward": f"(Tensor cot, Tensor grad, Tensor input, Tensor boxes, {_ARGS})"
     " -> (Tensor, Tensor, Tensor)",
     "nms_owner": "(Tensor boxes, Tensor key, Tensor? labels, float thr) -> Tensor",
-    "soft_nms_order": "(Tensor boxes, Tensor scores, Tensor? labels, float thr, float sigma, float min_score, int method)"
-    " -> (Tensor, Tensor)",
+    "soft_nms_order": "(Tensor boxes, Tensor scores, Tensor? labels, float thr, float sigma, float min_score,"
+    " int method) -> (Tensor, Tensor)",
 }
 
 for _name, _schema in SCHEMAS.items():
