@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import ops
+from ._head import IoUHead
+from ._jitter import sample_jittered_boxes
 
 if TYPE_CHECKING:
     from . import cli as cli
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from . import training as training
     from . import viz as viz
 
-__all__ = ["ops"]
+__all__ = ["IoUHead", "ops", "sample_jittered_boxes"]
 __version__ = "1.0.0"
 
 _LAZY = frozenset({"cli", "coco", "data", "detection", "training", "viz"})  # they need an extra, or time to import
