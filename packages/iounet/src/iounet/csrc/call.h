@@ -1,0 +1,60 @@
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <utility>
+
+#include "lanes.h"
+
+// Tensors as the kernels take them.
+namespace iounet {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline bool is_channels_last(const Tensor& x) {
+  int64_t expected = 1;
+  for (int dim : {1, 3, 2, 0}) {
+    if (x.size(dim) != 1 && x.stride(dim) != expected) return false;
+    expected *= x.size(dim);
+  }
+  return true;
+}
+
+// The tensor, copied where it is neither NCHW nor channels_last, and whether it is channels_last.
+inline std::pair<Tensor, bool> dense(const Tensor& x) {
+  if (x.is_contiguous()) return {x, false};
+  if (is_channels_last(x)) return {x, true};
+  return {torch::stable::contiguous(x), false};
+}
+
+inline Tensor dense(const Tensor& x, bool last) {
+  return torch::stable::contiguous(x, last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+inline Tensor empty(const std::array<int64_t, 4>& sizes, ScalarType type, bool last) {
+  return torch::stable::empty(sizes, type, std::nullopt, std::nullopt, std::nullopt,
+                              last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+// Calls with a value of the type in which the tensor is stored.
+template <class Call>
+void with_type(const Tensor& x, const Call& call) {
+  switch (x.scalar_type()) {
+    case ScalarType::Double:
+      return call(double());
+    case ScalarType::Float:
+      return call(float());
+    case ScalarType::BFloat16:
+      return call(BFloat16());
+    case ScalarType::Half:
+      return call(Half());
+    default:
+      STD_TORCH_CHECK(false, "unsupported dtype");
+  }
+}
+
+}  // namespace iounet
