@@ -3,11 +3,17 @@ Triton for CUDA tensors, and the reference for every other device or missing ker
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.resources import files
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import _reference, _reference_nms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _ARGS = "float scale, bool border, bool aligned, bool limit"
 SCHEMAS = {
@@ -31,6 +37,19 @@ for _name, _schema in SCHEMAS.items():
 
 if (_library := files(__package__) / "_C.so").is_file():
     torch.ops.load_library(str(_library))
+
+
+def _launcher(module: str, name: str) -> Callable[..., Any]:
+    def launch(*args: Any) -> Any:
+        return getattr(import_module(module, __package__), name)(*args)  # importing triton takes time
+
+    return launch
+
+
+_TRITON = {"._triton": ("prroi_pool", "prroi_pool_grad_input", "prroi_pool_grad_boxes")}
+for _file, _names in _TRITON.items() if find_spec("triton") else ():
+    for _name in _names:
+        torch.library.impl(f"iounet::{_name}", "CUDA", _launcher(_file, _name))
 
 _KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 KERNELS = {
