@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import ops
 from ._head import IoUHead
 from ._jitter import sample_jittered_boxes
+from ._refinement import RefineResult, refine_boxes
 
 if TYPE_CHECKING:
     from . import cli as cli
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from . import training as training
     from . import viz as viz
 
-__all__ = ["IoUHead", "ops", "sample_jittered_boxes"]
+__all__ = ["IoUHead", "RefineResult", "ops", "refine_boxes", "sample_jittered_boxes"]
 __version__ = "1.0.0"
 
 _LAZY = frozenset({"cli", "coco", "data", "detection", "training", "viz"})  # they need an extra, or time to import
