@@ -9,11 +9,12 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from . import _reference, _reference_nms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _ARGS = "float scale, bool border, bool aligned, bool limit"
 SCHEMAS = {
@@ -34,6 +35,48 @@ for _name, _schema in SCHEMAS.items():
     for _module in (_reference, _reference_nms):
         if hasattr(_module, _name):
             torch.library.impl(f"iounet::{_name}", "CompositeExplicitAutograd", getattr(_module, _name))
+
+
+
+def _empty(size: Sequence[int], like: Tensor, channels_last: bool = False) -> Tensor:
+    memory_format = _reference.memory_format(channels_last)
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=memory_format)
+
+
+def _fake_pool(input: Tensor, boxes: Tensor, ph: int, pw: int, *args: object) -> Tensor:
+    return _empty((boxes.shape[0], input.shape[1], ph, pw), input, _reference.is_channels_last(input))
+
+
+def _fake_grad_input(
+    grad: Tensor, boxes: Tensor, n: int, h: int, w: int, channels_last: bool, *args: object
+) -> Tensor:
+    return _empty((n, grad.shape[1], h, w), grad, channels_last)
+
+
+def _fake_grad_boxes(grad: Tensor, input: Tensor, boxes: Tensor, *args: object) -> Tensor:
+    return _empty(boxes.shape, boxes)
+
+
+def _fake_jvp(input: Tensor, boxes: Tensor, tangent: Tensor, ph: int, pw: int, *args: object) -> Tensor:
+    return _fake_pool(input, boxes, ph, pw)
+
+
+def _fake_grad_boxes_backward(
+    cot: Tensor, grad: Tensor, input: Tensor, boxes: Tensor, *args: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    last = _reference.is_channels_last(input)
+    return _fake_pool(input, boxes, *grad.shape[2:]), _empty(input.shape, input, last), _empty(boxes.shape, boxes)
+
+
+_FAKES = {
+    "prroi_pool": _fake_pool,
+    "prroi_pool_grad_input": _fake_grad_input,
+    "prroi_pool_grad_boxes": _fake_grad_boxes,
+    "prroi_pool_jvp": _fake_jvp,
+    "prroi_pool_grad_boxes_backward": _fake_grad_boxes_backward,
+}
+for _name, _fake in _FAKES.items():
+    torch.library.register_fake(f"iounet::{_name}", _fake)
 
 if (_library := files(__package__) / "_C.so").is_file():
     torch.ops.load_library(str(_library))
@@ -61,3 +104,9 @@ KERNELS = {
     for name in SCHEMAS
 }
 """The device types on which each operator has a kernel of its own."""
+
+prroi_pool = torch.ops.iounet.prroi_pool.default
+prroi_pool_grad_input = torch.ops.iounet.prroi_pool_grad_input.default
+prroi_pool_grad_boxes = torch.ops.iounet.prroi_pool_grad_boxes.default
+prroi_pool_jvp = torch.ops.iounet.prroi_pool_jvp.default
+prroi_pool_grad_boxes_backward = torch.ops.iounet.prroi_pool_grad_boxes_backward.default

@@ -172,7 +172,7 @@ def is_channels_last(input: Tensor) -> bool:
     return input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
 
 
-def _format(channels_last: bool) -> torch.memory_format:
+def memory_format(channels_last: bool) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
@@ -208,7 +208,7 @@ def prroi_pool(
     for image, rows in _groups(boxes, input.shape, (ph, pw), limit):
         y, x = _axes(boxes[rows], (ph, pw), (h, w), scale, border, aligned)
         out[rows] = _pool(y.mean().to(out), input[image].to(out), x.mean().to(out))
-    return out.to(input.dtype, memory_format=_format(is_channels_last(input)))
+    return out.to(input.dtype, memory_format=memory_format(is_channels_last(input)))
 
 
 @_full_precision
@@ -230,7 +230,7 @@ def prroi_pool_grad_input(
     for image, rows in _groups(boxes, out.shape, bins, limit):
         y, x = _axes(boxes[rows], bins, (h, w), scale, border, aligned)
         out[image] += _spread(y.mean().to(out), grad[rows].to(out), x.mean().to(out))
-    return out.to(grad.dtype, memory_format=_format(channels_last))
+    return out.to(grad.dtype, memory_format=memory_format(channels_last))
 
 
 @_full_precision
@@ -271,7 +271,7 @@ def prroi_pool_jvp(
         move_y, move_x = _moves(tangent[rows], scale)
         out[rows] = _pool(y.along(*move_y).to(out), map, x.mean().to(out))
         out[rows] += _pool(y.mean().to(out), map, x.along(*move_x).to(out))
-    return out.to(input.dtype, memory_format=_format(is_channels_last(input)))
+    return out.to(input.dtype, memory_format=memory_format(is_channels_last(input)))
 
 
 @_full_precision
@@ -306,7 +306,7 @@ def prroi_pool_grad_boxes_backward(
         grad_boxes[rows, 1:] = torch.stack([x1, y1, x2, y2], 1) * scale
     return (
         prroi_pool_jvp(input, boxes, cot, bins[0], bins[1], scale, border, aligned, limit),
-        grad_input.to(input.dtype, memory_format=_format(channels_last)),
+        grad_input.to(input.dtype, memory_format=memory_format(channels_last)),
         grad_boxes.to(boxes.dtype),
     )
 
