@@ -5,9 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import ops
+from . import compat, ops
 from ._head import IoUHead
 from ._jitter import sample_jittered_boxes
+from ._pooling import MultiScalePrRoIPool, PrRoIPool2d
 from ._refinement import RefineResult, refine_boxes
 
 if TYPE_CHECKING:
@@ -18,7 +19,16 @@ if TYPE_CHECKING:
     from . import training as training
     from . import viz as viz
 
-__all__ = ["IoUHead", "RefineResult", "ops", "refine_boxes", "sample_jittered_boxes"]
+__all__ = [
+    "IoUHead",
+    "MultiScalePrRoIPool",
+    "PrRoIPool2d",
+    "RefineResult",
+    "compat",
+    "ops",
+    "refine_boxes",
+    "sample_jittered_boxes",
+]
 __version__ = "1.0.0"
 
 _LAZY = frozenset({"cli", "coco", "data", "detection", "training", "viz"})  # they need an extra, or time to import

@@ -187,7 +187,11 @@ def _register_vmap(operator: Any, *names: str) -> None:
         given = dict(zip(names, args, strict=False))
         tensors = {name: _batched(given[name], dim, batch) for name, dim in zip(names, in_dims, strict=False)}
         # All calls may read the same map, unless each has a gradient for it.
-        shared = "input" in names and in_dims[names.index("input")] is None and operator is not _ops.prroi_pool_grad_boxes_backward
+        shared = (
+            "input" in names
+            and in_dims[names.index("input")] is None
+            and operator is not _ops.prroi_pool_grad_boxes_backward
+        )
         if not shared:
             n = tensors["input"].shape[1] if "input" in names else rest[0]
             tensors["boxes"] = _renumbered(tensors["boxes"], n)

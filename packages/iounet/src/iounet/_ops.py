@@ -37,7 +37,6 @@ for _name, _schema in SCHEMAS.items():
             torch.library.impl(f"iounet::{_name}", "CompositeExplicitAutograd", getattr(_module, _name))
 
 
-
 def _empty(size: Sequence[int], like: Tensor, channels_last: bool = False) -> Tensor:
     memory_format = _reference.memory_format(channels_last)
     return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=memory_format)
@@ -47,9 +46,7 @@ def _fake_pool(input: Tensor, boxes: Tensor, ph: int, pw: int, *args: object) ->
     return _empty((boxes.shape[0], input.shape[1], ph, pw), input, _reference.is_channels_last(input))
 
 
-def _fake_grad_input(
-    grad: Tensor, boxes: Tensor, n: int, h: int, w: int, channels_last: bool, *args: object
-) -> Tensor:
+def _fake_grad_input(grad: Tensor, boxes: Tensor, n: int, h: int, w: int, channels_last: bool, *args: object) -> Tensor:
     return _empty((n, grad.shape[1], h, w), grad, channels_last)
 
 
@@ -68,7 +65,7 @@ def _fake_grad_boxes_backward(
     return _fake_pool(input, boxes, *grad.shape[2:]), _empty(input.shape, input, last), _empty(boxes.shape, boxes)
 
 
-_FAKES = {
+_FAKES: dict[str, Callable[..., Any]] = {
     "prroi_pool": _fake_pool,
     "prroi_pool_grad_input": _fake_grad_input,
     "prroi_pool_grad_boxes": _fake_grad_boxes,

@@ -138,8 +138,8 @@ def prroi_pool(
         f(x, y) = \sum_{ij} \max(0, 1 - |x - j|) \max(0, 1 - |y - i|) F_{ij}
 
     Nothing is sampled or rounded, so V is continuously differentiable in the box, too: gradients flow to `input` and
-    to `boxes`, twice, in forward mode, under `torch.func` and in compiled code. Tables are in float64 and half precision
-    is accumulated in float32.
+    to `boxes`, twice, in forward mode, under `torch.func` and in compiled code. Weights are computed in float64, and
+    half precision is accumulated in float32.
 
     Args:
         input: the map [N, C, H, W], float64, float32, float16 or bfloat16; channels_last is read and written as it is.
@@ -155,8 +155,8 @@ def prroi_pool(
             at x1 or y1.
 
     Returns:
-        [K, C, PH, PW] in the dtype and memory format of `input`. NaN where a coordinate is not finite, or the image does
-        not exist and this cannot be refused (on a GPU, in compiled or transformed code).
+        [K, C, PH, PW] in the dtype and memory format of `input`. NaN where a coordinate is not finite, or where the
+        image does not exist and this cannot be refused (on a GPU, in compiled or transformed code).
 
     Raises:
         TypeError: a dtype or type is not one of the above.

@@ -1,7 +1,7 @@
 """PrRoI pooling under the names and signatures of the official code and of mmcv, for projects that use theirs.
 
-The official code: `PrRoIPool2D`, `prroi_pool2d`. mmcv: `PrRoIPool`, `prroi_pool`. Both take boxes as [K, 5] (image, x1, y1,
-x2, y2) in pixels of the image; here lists of [L, 4] as well.
+The official code: `PrRoIPool2D`, `prroi_pool2d`. mmcv: `PrRoIPool`, `prroi_pool`. Both take boxes [K, 5] (image, x1,
+y1, x2, y2) in pixels of the image; here lists of [L, 4] are taken as well.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["PrRoIPool", "PrRoIPool2D", "prroi_pool", "prroi_pool2d"]
 
 
-def prroi_pool2d(
-    features: Tensor, rois: Boxes, pooled_height: int, pooled_width: int, spatial_scale: float
-) -> Tensor:
+def prroi_pool2d(features: Tensor, rois: Boxes, pooled_height: int, pooled_width: int, spatial_scale: float) -> Tensor:
     """`iounet.ops.prroi_pool` with the signature of the official function.
 
     Example:
@@ -35,9 +33,7 @@ def prroi_pool2d(
     return _prroi_pool(features, rois, (pooled_height, pooled_width), spatial_scale)
 
 
-def prroi_pool(
-    features: Tensor, rois: Boxes, output_size: int | Sequence[int], spatial_scale: float = 1.0
-) -> Tensor:
+def prroi_pool(features: Tensor, rois: Boxes, output_size: int | Sequence[int], spatial_scale: float = 1.0) -> Tensor:
     """`iounet.ops.prroi_pool` with the signature of mmcv's function.
 
     Example:

@@ -1,5 +1,5 @@
 """The operators, checked and differentiable: pooling, and the family of non-maximum suppression."""
 
-from . import _ops as _ops
+from ._pooling import prroi_pool
 
-__all__: list[str] = []
+__all__ = ["prroi_pool"]
