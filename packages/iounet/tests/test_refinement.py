@@ -273,6 +273,38 @@ def test_masking_gives_what_leaving_out_gives(
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
+@EVERY_RULE
+@pytest.mark.parametrize("starts", [1, 4])
+def test_on_a_device_no_value_is_read_back(scale: str, step: float, on_degrade: str, starts: int) -> None:
+    """A meta tensor has no values: whatever would wait for a device raises."""
+    gt, boxes = (x.to("meta") for x in scene(50))
+    predictor = Exact(gt)
+    rows = torch.arange(50, device="meta")
+    options: dict[str, Any] = {"scale": scale, "step": step, "on_degrade": on_degrade, "return_trajectory": True}
+    result = refine_boxes(predictor, None, boxes, rows, image_sizes=(200, 300), starts=starts, **options)
+    assert torch.as_tensor(result.boxes).shape == (50, 4)
+    assert [len(rows) for rows in predictor.rows] == [50 * starts] * 6 + [50] * (starts > 1)
+
+
+@pytest.mark.gpu
+@EVERY_RULE
+def test_a_cuda_graph_gives_what_the_cpu_gives(scale: str, step: float, on_degrade: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    gt, boxes = scene(200)
+    options: dict[str, Any] = {"scale": scale, "step": step, "on_degrade": on_degrade, "image_sizes": (400, 500)}
+    expected = refine(gt, boxes, **options)
+    predictor, start, rows = Exact(gt.cuda()), boxes.cuda(), torch.arange(200, device="cuda")
+    refine_boxes(predictor, None, start, rows, **options)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = refine_boxes(predictor, None, start, rows, **options)
+    graph.replay()
+    torch.testing.assert_close(torch.as_tensor(result.boxes).cpu(), torch.as_tensor(expected.boxes))
+    assert torch.equal(result.reason.cpu(), expected.reason)
+    assert torch.equal(result.steps.cpu(), expected.steps)
+
+
 # --- why boxes stop ---
 
 

@@ -178,7 +178,9 @@ class _Query:
             raise ValueError(f"{rule}, got shape {list(iou.shape)}")
         grad = None
         if with_grad and iou.requires_grad:
-            (grad,) = torch.autograd.grad(iou, leaf, torch.ones_like(iou), allow_unused=True)
+            with torch.enable_grad():
+                total = iou.sum()  # a scalar, for grad_outputs would import sympy
+            (grad,) = torch.autograd.grad(total, leaf, allow_unused=True)
         if with_grad and grad is None:
             raise ValueError(f"{rule}, got one that boxes have no part in: pool with iounet.ops.prroi_pool")
         iou = iou.detach().to(torch.promote_types(iou.dtype, torch.float32))
