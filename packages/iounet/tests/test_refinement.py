@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from iounet import RefineResult, _ascent, refine_boxes, sample_jittered_boxes
+from iounet import RefineResult, _ascent, ops, refine_boxes, sample_jittered_boxes
 from iounet._boxes import paired_iou
 
 if TYPE_CHECKING:
@@ -208,6 +208,38 @@ def test_backtracking_halves_the_step_of_the_box_that_went_too_far() -> None:
     torch.testing.assert_close(first[3], first[1] / 4)
     second = torch.stack([boxes[:, 1:] for boxes in predictor.asked])[:, 1]
     assert (second.diff(dim=0)[:, 2] > 0.9).all()
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(("scale", "step", "gain"), [("size", 0.5, 0.03), ("log", 0.05, 0.15)])
+def test_pooled_features_lead_boxes_to_their_object(
+    scale: str, step: float, gain: float, context: Callable[[], Any]
+) -> None:
+    """The map of an image is what its object covers of each pixel of stride 4: its mean in a box tells the IoU."""
+    generator = seeded()
+    low = torch.rand(60, 2, generator=generator) * 80 + 30
+    gt = torch.cat([low, low + 40 + torch.rand(60, 2, generator=generator) * 80], 1)
+    boxes = sample_jittered_boxes(gt, 1, 0.5, 0.8, generator=generator)[0][:, 0]
+    pixels = 4 * torch.arange(64.0)
+    covered = (gt[:, 2:, None].minimum(pixels + 2) - gt[:, :2, None].maximum(pixels - 2)).clamp(min=0) / 4
+    area = (gt[:, 2:] - gt[:, :2]).prod(1)
+
+    def predict(features: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+        size = (boxes[:, 3:] - boxes[:, 1:3]).prod(1)
+        inter = ops.prroi_pool(features, boxes, 1, 0.25)[:, 0, 0, 0] * size
+        return inter / (size + area[labels] - inter)
+
+    with context():
+        features = (covered[:, 1, :, None] * covered[:, 0, None, :])[:, None]
+        indexed = torch.cat([torch.arange(60.0)[:, None], boxes], 1)
+        result = refine_boxes(
+            predict, features, indexed, torch.arange(60), scale=scale, step=step, on_degrade="backtrack"
+        )
+    found = torch.as_tensor(result.boxes)
+    assert torch.equal(found[:, 0], indexed[:, 0])
+    assert (result.iou - result.initial_iou).min() >= 0
+    true_gain = paired_iou(found[:, 1:], gt) - paired_iou(boxes, gt)
+    assert true_gain.mean() > gain
 
 
 # --- how often, with which rows, and with how much graph the predictor is called ---
