@@ -18,6 +18,9 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 Integers: TypeAlias = npt.NDArray[np.int64]
 
 
+_MODULES = {"pycocotools": "pycocotools", "faster-coco-eval": "faster_coco_eval", "hotcoco": "hotcoco"}
+
+
 @dataclass(frozen=True, eq=False)
 class Boxes:
     """Columns of boxes (x, y, width, height), ground truth or detections.
@@ -47,6 +50,10 @@ def accumulate(
     backend: str, truth: Boxes, found: Boxes, images: int, classes: int, limits: list[int]
 ) -> tuple[Floats, Floats]:
     """Precision [IoU, recall, class, area, limit] and recall [IoU, class, area, limit]; -1 without a true box."""
+    try:
+        import_module(_MODULES[backend])
+    except ImportError as error:
+        raise ImportError(f"backend {backend!r} needs {_MODULES[backend]}: pip install {backend}") from error
     if not (images and classes and len(truth.image)):
         return np.full((10, 101, classes, 4, len(limits)), -1.0), np.full((10, classes, 4, len(limits)), -1.0)
     frame = {

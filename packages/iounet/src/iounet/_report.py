@@ -119,9 +119,9 @@ class Report:
             names = [item.name for item in fields(ClassReport)]
             rows = [["class", "boxes", "detections", *(name.upper() for name in names[2:])]]
             for name, one in self.per_class.items():
-                rows.append(
-                    [name, str(one.boxes), str(one.detections), *(_percent(getattr(one, key)) for key in names[2:])]
-                )
+                if one.boxes or one.detections:
+                    values = (_percent(getattr(one, key)) for key in names[2:])
+                    rows.append([name, str(one.boxes), str(one.detections), *values])
             blocks.append(_columns(rows))
         if self.latency:
             rows = [["ms per image", "mean", "median", "90 %", "n"]]
@@ -137,7 +137,7 @@ class Report:
 _HEAD_FIELDS = (
     "ap", "ap50", "ap60", "ap70", "ap75", "ap80", "ap90", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar",
 )  # fmt: skip
-_HEAD = ["", "AP", "AP50", "AP60", "AP70", "AP75", "AP80", "AP90", "small", "medium", "large", "AR1", "AR10", "AR"]
+_HEAD = ["%", "AP", "AP50", "AP60", "AP70", "AP75", "AP80", "AP90", "small", "medium", "large", "AR1", "AR10", "AR"]
 
 
 def _plain(value: Any) -> Any:

@@ -97,7 +97,7 @@ def evaluate(
         min_iou=min_iou,
         **_averages(precision, recall, limits),
         **confidences(matches, min_iou),
-        per_class=_per_class(table.classes, truth, found, precision, recall),
+        per_class=_per_class(_class_names(table), truth, found, precision, recall),
         latency=stages,
     )
 
@@ -240,6 +240,12 @@ def _averages(precision: Floats, recall: Floats, limits: list[int]) -> dict[str,
     for limit in (1, 10, 100):
         result[f"ar{limit}"] = _mean(recall[:, :, 0, limits.index(limit)]) if limit in limits else NAN
     return result
+
+
+def _class_names(table: Annotations) -> list[str]:
+    """Names, with the id where several have the same."""
+    named = zip(table.classes, table.category_ids, strict=True)
+    return [name if table.classes.count(name) == 1 else f"{name} ({key})" for name, key in named]
 
 
 def _mean(values: Floats) -> float:

@@ -10,8 +10,6 @@ from ._annotations import Annotations, read_json
 from ._dataset import FileDataset
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ._images import File
 
 
@@ -20,13 +18,13 @@ class CocoDetection(FileDataset):
 
     Args:
         path: the JSON file.
-        images: the folder that its file names are relative to. Default: the first that holds the images of those
-            beside the file, in its folder (up to two levels down) or beside that folder, as `annotations/` and
-            `val2017/` are. A folder named like the file goes first.
+        images: the folder that its file names are relative to. Default: the folder of the file, or the one in it, up
+            to two levels down, that has the images; or, of a file in `annotations`, the one beside that, such as
+            `val2017` or `images/val2017`. Among several the one named like the file.
 
     Raises:
         FileNotFoundError: `path` is no file, or no folder has the images.
-        ValueError: what the file says is not consistent (the message names the entry); the images are in two folders.
+        ValueError: what the file says is not consistent (the message names the entry); several folders have the images.
 
     Example::
 
@@ -52,29 +50,25 @@ def find_images(path: Path, names: list[str]) -> Path:
     if not names:
         return path.parent
     samples = {names[0], names[len(names) // 2], names[-1]}
-    found = list(
-        dict.fromkeys(folder for folder in _beside(path) if all((folder / name).is_file() for name in samples))
-    )
-    if not found:
-        raise FileNotFoundError(
-            f"{path}: no folder beside it holds {names[0]} and the other images: name theirs, as in coco:{path}@IMAGES"
-        )
-    stem = path.stem.removeprefix("instances_")
-    named = [folder for folder in found if stem in folder.relative_to(path.parent.parent).parts]
-    best = named or found
-    if len(best) > 1:
-        raise ValueError(f"{path}: {best[0]} and {best[1]} both hold its images: name one, as in coco:{path}@{best[0]}")
-    return best[0]
+    own = path.absolute().parent
+    beside = _below(own.parent) if own.name.lower().startswith("annotation") else []
+    for base, folders in ((own, [own]), (own, _below(own)), (own.parent, beside)):
+        found = [folder for folder in folders if all((folder / name).is_file() for name in samples)]
+        stem = path.stem.removeprefix("instances_")
+        found = [folder for folder in found if stem in folder.relative_to(base).parts] or found
+        if len(found) > 1:
+            which = f"{found[0]} and {found[1]} both hold its images"
+            raise ValueError(f"{path}: {which}: name one, as in coco:{path}@{found[0]}")
+        if found:
+            return found[0]
+    lost = f"no folder beside it holds {names[0]} and the other images"
+    raise FileNotFoundError(f"{path}: {lost}: name theirs, as in coco:{path}@IMAGES")
 
 
-def _beside(path: Path) -> Iterator[Path]:
-    """The file's folder, the folders in it and beside it, and those in them."""
-    parent = path.parent
-    yield parent
-    for base in (parent, parent.parent):
-        for folder in _folders(base):
-            yield folder
-            yield from _folders(folder)
+def _below(base: Path) -> list[Path]:
+    """The folders in one, and those in them."""
+    folders = _folders(base)
+    return folders + [inner for folder in folders for inner in _folders(folder)]
 
 
 def _folders(base: Path) -> list[Path]:

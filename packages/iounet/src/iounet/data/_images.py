@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from PIL import Image
@@ -28,8 +30,7 @@ def need_pillow() -> None:
 def size_of(file: File, name: str) -> tuple[int, int]:
     """Width and height as the image is displayed, from its header alone."""
     with _opened(file, name) as image:
-        turned = image.getexif().get(0x0112) in _TURNS
-        return (image.height, image.width) if turned else image.size
+        return (image.height, image.width) if _orientation(image) in _TURNS else image.size
 
 
 def read_rgb(file: File, name: str, size: tuple[int, int]) -> Tensor:
@@ -38,36 +39,38 @@ def read_rgb(file: File, name: str, size: tuple[int, int]) -> Tensor:
     The EXIF orientation is applied, as viewers and annotation tools do, unless `size` is that of the stored pixels.
 
     Raises:
-        ValueError: the image has another size, or cannot be decoded.
+        FileNotFoundError: the image is missing.
+        ValueError: it has another size, or cannot be decoded.
     """
     from PIL import ImageOps
 
     with _opened(file, name) as image:
-        stored = image.size
-        if stored != size or stored[0] == stored[1] or image.getexif().get(0x0112) not in _TURNS:
-            turned = ImageOps.exif_transpose(image)
-        else:
-            turned = image
+        as_stored = image.size == size and size[0] != size[1] and _orientation(image) in _TURNS
+        turned = image if as_stored else ImageOps.exif_transpose(image)
         if turned.size != size:
-            found = " x ".join(map(str, turned.size))
-            raise ValueError(f"{name} is {found}, its annotations are for {' x '.join(map(str, size))} pixels")
-        try:
-            pixels = bytearray(_rgb(turned, name).tobytes())
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"{name} cannot be decoded: {error}") from error
+            found, told = (" x ".join(map(str, sides)) for sides in (turned.size, size))
+            raise ValueError(f"{name} is {found}, its annotations are for {told} pixels")
+        pixels = bytearray(_rgb(turned, name).tobytes())
     values = torch.frombuffer(pixels, dtype=torch.uint8).view(size[1], size[0], 3)
     return values.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
-def _opened(file: File, name: str) -> Image.Image:
-    from PIL import Image, UnidentifiedImageError
+@contextmanager
+def _opened(file: File, name: str) -> Iterator[Image.Image]:
+    """The image; whatever Pillow finds wrong with it, then or as it is read, becomes one error with its name."""
+    from PIL import Image
 
     try:
-        return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+            yield image
     except FileNotFoundError:
         raise FileNotFoundError(f"image file {name} is missing") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{name} is not a readable image: {error}") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name} cannot be decoded: {error}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    return int(image.getexif().get(0x0112, 1))
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
