@@ -172,6 +172,7 @@ def test_nothing_in_gives_nothing(count: int, n: int) -> None:
         ({"low": float("nan")}, ValueError, "0 <= low < high <= 1, got nan"),
         ({"n": -1}, ValueError, "n must be non-negative, got -1"),
         ({"n": 2.0}, TypeError, r"n must be an int, got 2\.0"),
+        ({"gt": [[0.0, 0, 9, 9]]}, TypeError, "gt must be a tensor, got list"),
         ({"gt": torch.zeros(3, 5)}, ValueError, r"gt must have shape \[G, 4\], got \[3, 5\]"),
         ({"gt": torch.zeros(3, 4, dtype=torch.int64)}, TypeError, r"gt must be floating, got torch\.int64"),
         ({"gt": torch.tensor([[0.0, 0, 9, 9], [5, 5, 5, 9]])}, ValueError, "positive width and height, .* in row 1"),

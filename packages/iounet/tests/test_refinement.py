@@ -780,6 +780,7 @@ def test_a_predictor_that_cannot_be_climbed_is_refused(predictor: Any, got: str)
         ({"boxes": torch.zeros(4)}, ValueError, r"got shape \[4\]"),
         ({"boxes": [torch.zeros(2, 5)]}, ValueError, r"got shape \[2, 5\]"),
         ({"boxes": torch.zeros(2, 4, dtype=torch.int64)}, TypeError, r"boxes must be floating, got torch\.int64"),
+        ({"boxes": [[0.0, 0, 9, 9]]}, TypeError, r"boxes must be .* a list of \[L, 4\], got list"),
         ({"labels": torch.zeros(3)}, ValueError, r"labels must have one row per box, 2, got shape \[3\]"),
         ({"step": 0.0}, ValueError, r"step must be positive and finite, got 0\.0"),
         ({"step": math.inf}, ValueError, "step must be positive and finite, got inf"),

@@ -147,6 +147,8 @@ def _checked_image(image_size: Sequence[float] | None) -> tuple[float, float] | 
 
 
 def _check(gt: Tensor, n: int, low: float, high: float, image: tuple[float, float] | None) -> None:
+    if not isinstance(gt, Tensor):
+        raise TypeError(f"gt must be a tensor, got {type(gt).__name__}")
     if gt.ndim != 2 or gt.shape[1] != 4:
         raise ValueError(f"gt must have shape [G, 4], got {list(gt.shape)}")
     if not gt.is_floating_point():

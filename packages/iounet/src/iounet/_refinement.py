@@ -243,6 +243,8 @@ def _rows(boxes: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor, Rebuild]:
     """The image of each box, a copy of its coordinates [K, 4], and what turns such into the form of `boxes`."""
     rule = "boxes must be [K, 5], [K, 4], or a list of [L, 4]"
     for tensor in [boxes] if isinstance(boxes, Tensor) else boxes:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{rule}, got {type(tensor).__name__}")
         if tensor.ndim != 2 or tensor.shape[1] not in ((4, 5) if tensor is boxes else (4,)):
             raise ValueError(f"{rule}, got shape {list(tensor.shape)}")
         if not tensor.is_floating_point():
