@@ -14,6 +14,8 @@ inline constexpr int kNarrow = 64 / int(sizeof(T));  // channels
 template <class T>
 inline constexpr int kWide = 256 / int(sizeof(T));
 
+inline constexpr int kAhead = 1;  // rows, of those that are being prefetched
+
 struct Block {
   int64_t channel;
   int count;  // at most kWide; if less, at most kNarrow
@@ -27,6 +29,18 @@ std::vector<Block> make_blocks(int64_t channels, bool wide) {
   for (; c < channels; c += kNarrow<T>) blocks.push_back({c, int(std::min<int64_t>(kNarrow<T>, channels - c))});
   return blocks;
 }
+
+// All pairs of a box and a block of channels, in the order of their memory: with channels innermost (LAST) the blocks
+// of a box follow each other, else the boxes of a block.
+template <bool LAST>
+struct Pairs {
+  std::vector<int32_t> boxes;  // near to near
+  std::vector<Block> blocks;
+
+  int64_t size() const { return int64_t(boxes.size() * blocks.size()); }
+  size_t box(int64_t i) const { return size_t(boxes[size_t(i) / (LAST ? blocks.size() : 1) % boxes.size()]); }
+  size_t block(int64_t i) const { return size_t(i) / (LAST ? 1 : boxes.size()) % blocks.size(); }
+};
 
 template <class T>
 using Scratch = std::unique_ptr<T, void (*)(void*)>;
@@ -52,36 +66,42 @@ struct Maps {
   INLINE int64_t stride() const { return LAST ? channels : height * width; }
 };
 
-// Neighbouring pixels of `count` channels, from a line of a Maps to [pixels][CHANNELS].
+template <int BYTES, class T>
+INLINE auto& aligned(T* x) {
+  return *reinterpret_cast<
+      std::conditional_t<std::is_const_v<T>, const typename Vector<std::remove_const_t<T>, BYTES>::type,
+                         typename Vector<T, BYTES>::type>*>(x);
+}
+
+// Neighbouring pixels of `count` channels, from a line of a Maps to [pixels][CHANNELS], with zeros for channels to
+// spare.
 template <int BYTES, int CHANNELS, bool LAST, class S, class T>
 INLINE void pack(const S* line, int64_t stride, int64_t pixels, int count, T* to) {
-  using V = Vector<T, BYTES>;
-  constexpr int L = V::kSize;
+  constexpr int L = Vector<T, BYTES>::kSize;
   if constexpr (LAST) {
-    for (int64_t i = 0; i < pixels; ++i, to += CHANNELS) {
-      const S* x = line + i * stride;
+    for (int64_t i = 0; i < pixels; ++i, line += stride, to += CHANNELS) {
       S part[CHANNELS];
+      const S* x = line;
       if (count < CHANNELS) {
         std::memset(part, 0, sizeof part);
         std::memcpy(part, x, size_t(count) * sizeof(S));
         x = part;
       }
 #pragma GCC unroll 16
-      for (int n = 0; n < CHANNELS; n += L) *reinterpret_cast<typename V::type*>(to + n) = load<T, BYTES>(x + n);
+      for (int n = 0; n < CHANNELS; n += L) aligned<BYTES>(to + n) = load<T, BYTES>(x + n);
     }
     return;
   }
-  for (int group = 0; group < count; group += L) {
+  static constexpr S kZeros[L] = {};
+  for (int group = 0; group < CHANNELS; group += L) {
     for (int64_t i = 0; i < pixels; i += L) {
-      // The last square begins earlier, over pixels that are packed already.
-      const int64_t at = pixels < L ? 0 : std::min<int64_t>(i, pixels - L);
-      typename V::type square[L];
+      const int64_t at = std::max<int64_t>(std::min<int64_t>(i, pixels - L), 0);  // the last square overlaps
+      typename Vector<T, BYTES>::type square[L];
 #pragma GCC unroll 16
       for (int n = 0; n < L; ++n) {
-        const S* x = line + std::min(group + n, count - 1) * stride + at;
+        const S* x = group + n < count ? line + (group + n) * stride + at : kZeros;
         if (pixels < L) {
-          S part[L];
-          std::memset(part, 0, sizeof part);
+          S part[L] = {};
           std::memcpy(part, x, size_t(pixels) * sizeof(S));
           square[n] = load<T, BYTES>(part);
         } else {
@@ -91,7 +111,7 @@ INLINE void pack(const S* line, int64_t stride, int64_t pixels, int count, T* to
       transpose(square);
 #pragma GCC unroll 16
       for (int n = 0; n < L; ++n)
-        if (n < pixels) *reinterpret_cast<typename V::type*>(to + (at + n) * CHANNELS + group) = square[n];
+        if (n < pixels) aligned<BYTES>(to + (at + n) * CHANNELS + group) = square[n];
     }
   }
 }
@@ -99,60 +119,70 @@ INLINE void pack(const S* line, int64_t stride, int64_t pixels, int count, T* to
 // The reverse of `pack`.
 template <int BYTES, int CHANNELS, bool LAST, class S, class T>
 INLINE void unpack(const T* from, int64_t pixels, int count, S* line, int64_t stride) {
-  using V = Vector<T, BYTES>;
-  constexpr int L = V::kSize;
+  constexpr int L = Vector<T, BYTES>::kSize;
   if constexpr (LAST) {
-    for (int64_t i = 0; i < pixels; ++i, from += CHANNELS) {
-      S* x = line + i * stride;
-      if (count == CHANNELS)
-        for (int n = 0; n < CHANNELS; ++n) store(from[n], x + n);
-      else
-        for (int n = 0; n < count; ++n) store(from[n], x + n);
+    for (int64_t i = 0; i < pixels; ++i, line += stride, from += CHANNELS) {
+      S part[CHANNELS];
+      S* const x = count < CHANNELS ? part : line;
+#pragma GCC unroll 16
+      for (int n = 0; n < CHANNELS; n += L) store<BYTES>(aligned<BYTES>(from + n), x + n);
+      if (count < CHANNELS) std::memcpy(line, part, size_t(count) * sizeof(S));
     }
     return;
   }
   for (int group = 0; group < count; group += L) {
     for (int64_t i = 0; i < pixels; i += L) {
-      const int64_t at = pixels < L ? 0 : std::min<int64_t>(i, pixels - L);
-      typename V::type square[L];
+      const int64_t at = std::max<int64_t>(std::min<int64_t>(i, pixels - L), 0);
+      typename Vector<T, BYTES>::type square[L];
 #pragma GCC unroll 16
       for (int n = 0; n < L; ++n)
-        square[n] = *reinterpret_cast<const typename V::type*>(
-            from + (pixels < L && n >= pixels ? at : at + n) * CHANNELS + group);
+        square[n] = aligned<BYTES>(from + std::min<int64_t>(at + n, pixels - 1) * CHANNELS + group);
       transpose(square);
-      alignas(BYTES) T rows[L][L];
 #pragma GCC unroll 16
-      for (int n = 0; n < L; ++n) *reinterpret_cast<typename V::type*>(rows[n]) = square[n];
-      const int channels = std::min(count - group, L);
-      for (int n = 0; n < channels; ++n) {
-        S* x = line + (group + n) * stride + at;
-        if (pixels < L)
-          for (int64_t j = 0; j < pixels; ++j) store(rows[n][j], x + j);
-        else
-          for (int j = 0; j < L; ++j) store(rows[n][j], x + j);
+      for (int n = 0; n < L; ++n) {
+        if (group + n >= count) break;
+        S* const x = line + (group + n) * stride + at;
+        if (pixels < L) {
+          S part[L];
+          store<BYTES>(square[n], part);
+          std::memcpy(x, part, size_t(pixels) * sizeof(S));
+        } else {
+          store<BYTES>(square[n], x);
+        }
       }
     }
   }
 }
 
-// A line of pixels under a box, from its first one on: the tensor's own memory where that will do, or packed.
+// Asks for what `line` will read, unless that is packed by other means than its own memory.
+template <int CHANNELS, bool LAST, class S>
+INLINE void prefetch(const Maps<const S, LAST>& maps, int64_t image, const Block& block, int64_t row, int64_t first,
+                     int64_t pixels) {
+  constexpr int kLine = 64 / int(sizeof(S));
+  const S* x = maps.at(image, block.channel, std::min(row, maps.height - 1), first);
+  const int64_t length = LAST ? CHANNELS : pixels;
+  for (int64_t i = 0; i < (LAST ? pixels : block.count); ++i, x += maps.stride())
+    for (int64_t j = 0; j < length; j += kLine) __builtin_prefetch(x + j);
+}
+
+// A line of pixels of a block from `first` on: the tensor's own memory where that will do, or packed.
 template <int BYTES, int CHANNELS, bool LAST, class S, class T>
-INLINE const T* line(const Maps<const S, LAST>& maps, int64_t image, const Block& block, int64_t row, const Table<T>& x,
-                     T* packed, int64_t& stride) {
+INLINE const T* line(const Maps<const S, LAST>& maps, int64_t image, const Block& block, int64_t row, int64_t first,
+                     int64_t pixels, T* packed, int64_t& stride) {
   if constexpr (LAST && std::is_same_v<S, T>) {
     if (block.count == CHANNELS) {
       stride = maps.stride();
-      return maps.at(image, block.channel, row, x.first);
+      return maps.at(image, block.channel, row, first);
     }
   }
   stride = CHANNELS;
-  int64_t first = x.first, pixels = x.pixels;
-  if constexpr (!LAST) {
-    pixels = std::min<int64_t>(std::max(x.pixels, BYTES / int(sizeof(T))), maps.width);
-    first = std::min(first, maps.width - pixels);
+  int64_t begin = first;
+  if constexpr (!LAST) {  // no part of a vector, where a whole one will do
+    pixels = std::min<int64_t>(std::max<int64_t>(pixels, Vector<T, BYTES>::kSize), maps.width);
+    begin = std::min(first, maps.width - pixels);
   }
-  pack<BYTES, CHANNELS, LAST>(maps.at(image, block.channel, row, first), maps.stride(), pixels, block.count, packed);
-  return packed + (x.first - first) * CHANNELS;
+  pack<BYTES, CHANNELS, LAST>(maps.at(image, block.channel, row, begin), maps.stride(), pixels, block.count, packed);
+  return packed + (first - begin) * CHANNELS;
 }
 
 }  // namespace iounet

@@ -66,24 +66,34 @@ INLINE typename Vector<float, BYTES>::type load(const Half* x) {
   return typename V::type(finite | special | (bits & 0x8000) << 16);
 }
 
-INLINE void store(float x, float* to) { *to = x; }
-INLINE void store(double x, double* to) { *to = x; }
-
-// To nearest, ties to even.
-INLINE void store(float x, BFloat16* to) {
-  const uint32_t bits = std::bit_cast<uint32_t>(x);
-  const uint32_t rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
-  to->bits = uint16_t((bits & 0x7FFFFFFF) > 0x7F800000 ? bits >> 16 | 0x40 : rounded);
+template <int BYTES, class V, class T>
+INLINE void store(const V& x, T* to) {
+  *reinterpret_cast<typename Vector<T, BYTES>::anywhere*>(to) = x;
 }
 
-INLINE void store(float x, Half* to) {
-  const uint32_t bits = std::bit_cast<uint32_t>(x), magnitude = bits & 0x7FFFFFFF;
-  const uint32_t normal = (magnitude - 0x38000000 + 0xFFF + (bits >> 13 & 1)) >> 13;
-  // Adding 1/2 leaves in the fraction the multiple of 2^-24 that is nearest.
-  const uint32_t subnormal = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3F000000;
-  const uint32_t finite = magnitude < 0x38800000 ? subnormal : normal;
-  const uint32_t special = magnitude > 0x7F800000 ? 0x7E00 : 0x7C00;
-  to->bits = uint16_t((magnitude >= 0x477FF000 ? special : finite) | (bits >> 16 & 0x8000));
+// Rounds to nearest, ties to even.
+template <int BYTES, class V>
+INLINE void store(const V& x, BFloat16* to) {
+  using Words = typename Vector<float, BYTES>::words;
+  using Halves = typename Vector<float, BYTES>::halves;
+  const Words bits = Words(x), high = bits >> 16, rounded = (bits + 0x7FFF + (high & 1)) >> 16;
+  const Words nan = Words((bits & 0x7FFFFFFF) > 0x7F800000);
+  *reinterpret_cast<Halves*>(to) = __builtin_convertvector((nan & (high | 0x40)) | (~nan & rounded), Halves);
+}
+
+template <int BYTES, class V>
+INLINE void store(const V& x, Half* to) {
+  using Words = typename Vector<float, BYTES>::words;
+  using Halves = typename Vector<float, BYTES>::halves;
+  const Words bits = Words(x), magnitude = bits & 0x7FFFFFFF;
+  const Words normal = (magnitude - 0x38000000 + 0xFFF + (bits >> 13 & 1)) >> 13;
+  // The sum with 1/2 ends in the nearest multiple of 2^-24, the unit of a subnormal half.
+  const Words subnormal = Words(V(magnitude) + 0.5f) - 0x3F000000;
+  const Words small = Words(magnitude < 0x38800000), large = Words(magnitude >= 0x477FF000);
+  const Words finite = (small & subnormal) | (~small & normal);
+  const Words special = 0x7C00 | (Words(magnitude > 0x7F800000) & 0x0200);
+  *reinterpret_cast<Halves*>(to) =
+      __builtin_convertvector((large & special) | (~large & finite) | (bits >> 16 & 0x8000), Halves);
 }
 
 // The first or the second half of the cards after one perfect shuffle of a with b.

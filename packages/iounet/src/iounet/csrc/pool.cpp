@@ -37,19 +37,16 @@ struct Pool {
   Maps<const S, LAST> input;
   Maps<S, LAST> output;
   const std::vector<Roi<T>>& rois;
-  const std::vector<int32_t>& order;
-  const std::vector<Block>& blocks;
+  const Pairs<LAST>& pairs;
 
   template <int BYTES>
   INLINE void run(int64_t begin, int64_t end) const {
-    constexpr int kMargin = BYTES / int(sizeof(T));
-    const int widest = std::max(blocks[0].count, kNarrow<T>);
+    const int widest = std::max(pairs.blocks[0].count, kNarrow<T>);
     const auto sums = make_scratch<T>(size_t(output.width * widest));
-    const auto packed = make_scratch<T>(size_t((widest_box(rois) + kMargin) * widest));
-    const auto boxes = int64_t(rois.size());
+    const auto packed = make_scratch<T>(size_t((widest_box(rois) + BYTES) * widest));
     for (int64_t i = begin; i < end; ++i) {
-      const Block& block = blocks[size_t(i / boxes)];
-      const int64_t k = order[size_t(i % boxes)];
+      const Block& block = pairs.blocks[pairs.block(i)];
+      const auto k = int64_t(pairs.box(i));
       if (block.count > kNarrow<T>)
         pool<BYTES, kWide<T>>(block, k, sums.get(), packed.get());
       else
@@ -64,7 +61,9 @@ struct Pool {
     for (int64_t i = 0; i < output.width * CHANNELS; ++i) sums[i] = start;
     for (int32_t r = 0; r < roi.y.pixels; ++r) {
       int64_t stride;
-      const T* row = line<BYTES, CHANNELS>(input, roi.image, block, roi.y.first + r, roi.x, packed, stride);
+      prefetch<CHANNELS>(input, roi.image, block, roi.y.first + r + kAhead, roi.x.first, roi.x.pixels);
+      const T* row =
+          line<BYTES, CHANNELS>(input, roi.image, block, roi.y.first + r, roi.x.first, roi.x.pixels, packed, stride);
       pool_row<BYTES, CHANNELS>(row, stride, roi.x, roi.y.lines[size_t(r)], sums);
     }
     unpack<BYTES, CHANNELS, LAST>(sums, output.width, block.count, output.at(k, block.channel, 0, 0), output.stride());
@@ -77,15 +76,12 @@ void pool(const Tensor& input, const Tensor& boxes, const Tensor& output, const 
   const int64_t channels = input.size(1), ph = output.size(2), pw = output.size(3);
   const Shape shape{input.size(0), input.size(2), input.size(3), ph, pw};
   const auto rois = make_rois<T>(boxes, shape, By::kBin, false, options);
-  const auto order = near_to_near(rois);
-  const auto blocks = make_blocks<T>(channels, LAST);
+  const Pairs<LAST> pairs{near_to_near(rois), make_blocks<T>(channels, LAST)};
   const Pool<S, LAST> task{{static_cast<const S*>(input.const_data_ptr()), channels, shape.height, shape.width},
                            {static_cast<S*>(output.mutable_data_ptr()), channels, 1, ph * pw},
                            rois,
-                           order,
-                           blocks};
-  torch::stable::parallel_for(0, int64_t(rois.size() * blocks.size()), 1,
-                              [&](int64_t begin, int64_t end) { run(task, begin, end); });
+                           pairs};
+  torch::stable::parallel_for(0, pairs.size(), 1, [&](int64_t begin, int64_t end) { run(task, begin, end); });
 }
 
 Tensor prroi_pool(const Tensor& input, const Tensor& boxes, int64_t ph, int64_t pw, double scale, bool border,

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <array>
 #include <numeric>
 #include <tuple>
 #include <vector>
@@ -40,31 +41,33 @@ class Table {
   void set(const Axis& axis, By by, double scale, bool inverted) {
     first = axis.first;
     pixels = int32_t(axis.stop - axis.first);
-    const auto bins = int32_t(axis.spans.size());
-    weights_.reserve(axis.weight.size());
-    const auto append = [&](int32_t bin, size_t entry) {
-      weights_.push_back(T(axis.weight[entry]));
+    const auto bins = int32_t(axis.bins.size());
+    lines.reserve(size_t(by == By::kBin ? bins : pixels));
+    weights_.reserve(axis.shares.size());
+    slopes.reserve(scale == 0 ? 0 : axis.shares.size());
+    const auto append = [&](int32_t k, const Share& share) {
+      weights_.push_back(T(share.weight));
       if (scale == 0) return;
-      const double low = axis.low[entry] * scale, high = axis.high[entry] * scale;
-      const double right = (low * bin + high * (bin + 1)) / bins, all = low + high;
+      const double low = share.low * scale, high = share.high * scale, all = low + high;
+      const double right = (low * k + high * (k + 1)) / bins;
       slopes.push_back({inverted ? all : all - right, inverted ? 0 : right});
     };
     if (by == By::kBin) {
       for (int32_t k = 0; k < bins; ++k) {
-        const Span& span = axis.spans[size_t(k)];
-        lines.push_back({int32_t(span.start - first), int32_t(span.count), weights_.data() + weights_.size()});
-        for (size_t i = 0; i < size_t(span.count); ++i) append(k, span.offset + i);
+        const Bin& bin = axis.bins[size_t(k)];
+        lines.push_back({int32_t(bin.start - first), int32_t(bin.count), weights_.data() + weights_.size()});
+        for (int64_t i = 0; i < bin.count; ++i) append(k, axis.shares[bin.offset + size_t(i)]);
       }
       return;
     }
+    // Bins begin and end in their order, so that those of a pixel adjoin.
+    int32_t begin = 0;
+    const auto bin = [&](int32_t k) -> const Bin& { return axis.bins[size_t(k)]; };
     for (int64_t pixel = axis.first; pixel < axis.stop; ++pixel) {
-      Line<T> line{0, 0, weights_.data() + weights_.size()};
-      for (int32_t k = 0; k < bins; ++k) {
-        const Span& span = axis.spans[size_t(k)];
-        if (pixel < span.start || pixel >= span.start + span.count) continue;
-        if (line.count++ == 0) line.start = k;  // bins begin and end in their order, so that those of a pixel adjoin
-        append(k, span.offset + size_t(pixel - span.start));
-      }
+      while (bin(begin).start + bin(begin).count <= pixel) ++begin;
+      Line<T> line{begin, 0, weights_.data() + weights_.size()};
+      for (int32_t k = begin; k < bins && bin(k).count && bin(k).start <= pixel; ++k, ++line.count)
+        append(k, axis.shares[bin(k).offset + size_t(pixel - bin(k).start)]);
       lines.push_back(line);
     }
   }
@@ -88,38 +91,60 @@ struct Shape {
   int64_t images, height, width, ph, pw;
 };
 
-template <class T, class S>
-void set_roi(Roi<T>& roi, const S* box, const Shape& shape, By by, bool slopes, const Options& options) {
-  const double offset = options.aligned ? 0.5 : 0, image = double(box[0]);
-  double edges[4];
-  for (int i = 0; i < 4; ++i) edges[i] = double(box[i + 1]) * options.scale - offset;
-  auto [x1, y1, x2, y2] = edges;
-  if (!std::isfinite(x2 - x1) || !std::isfinite(y2 - y1)) return;
-  if (!(image >= 0 && image < double(shape.images) && image == std::floor(image))) return;
-  roi.image = int64_t(image);
-  if (!options.limit && (x2 <= x1 || y2 <= y1)) return;
-  const double scale = slopes ? options.scale : 0;
-  Axis x(shape.width, options.border), y(shape.height, options.border);
-  x.set(x1, std::max(x1, x2), shape.pw);
-  y.set(y1, std::max(y1, y2), shape.ph);
-  if (x.first == x.stop || y.first == y.stop) return;
-  roi.x.set(x, by, scale, x2 < x1);
-  roi.y.set(y, By::kPixel, scale, y2 < y1);
-}
+// Makes the tables: rows of the map by pixel, columns as told.
+template <class T>
+class Maker {
+ public:
+  Maker(const Shape& shape, By by, bool slopes, const Options& options)
+      : shape_(shape),
+        by_(by),
+        slopes_(slopes),
+        options_(options),
+        x_(shape.width, options.border),
+        y_(shape.height, options.border) {}
 
-// Rows of y are listed by pixel, those of x as told.
+  void set(Roi<T>& roi, const std::array<double, 5>& box) {
+    const auto [image, x1, y1, x2, y2] = box;
+    for (double number : box)
+      if (!std::isfinite(number)) return;
+    if (!(image >= 0 && image < double(shape_.images) && image == std::floor(image))) return;
+    roi.image = int64_t(image);
+    if (!options_.limit && (x2 <= x1 || y2 <= y1)) return;
+    x_.set(edge(x1), edge(std::max(x1, x2)), shape_.pw);
+    y_.set(edge(y1), edge(std::max(y1, y2)), shape_.ph);
+    if (x_.first == x_.stop || y_.first == y_.stop) return;
+    const double scale = slopes_ ? options_.scale : 0;
+    roi.x.set(x_, by_, scale, x2 < x1);
+    roi.y.set(y_, By::kPixel, scale, y2 < y1);
+  }
+
+ private:
+  double edge(double x) const {
+    constexpr double kFar = 1e100;  // beyond it the width of a box would overflow
+    return std::clamp(x * options_.scale - (options_.aligned ? 0.5 : 0), -kFar, kFar);
+  }
+
+  const Shape& shape_;
+  const By by_;
+  const bool slopes_;
+  const Options& options_;
+  Axis x_, y_;
+};
+
 template <class T>
 std::vector<Roi<T>> make_rois(const Tensor& boxes, const Shape& shape, By by, bool slopes, const Options& options) {
   std::vector<Roi<T>> rois(size_t(boxes.size(0)));
   const bool is_double = boxes.scalar_type() == torch::headeronly::ScalarType::Double;
   const void* data = boxes.const_data_ptr();
   torch::stable::parallel_for(0, int64_t(rois.size()), 64, [&](int64_t begin, int64_t end) {
+    Maker<T> maker(shape, by, slopes, options);
+    std::array<double, 5> box;
     for (int64_t k = begin; k < end; ++k) {
-      Roi<T>& roi = rois[size_t(k)];
       if (is_double)
-        set_roi(roi, static_cast<const double*>(data) + 5 * k, shape, by, slopes, options);
+        std::copy_n(static_cast<const double*>(data) + 5 * k, 5, box.begin());
       else
-        set_roi(roi, static_cast<const float*>(data) + 5 * k, shape, by, slopes, options);
+        std::copy_n(static_cast<const float*>(data) + 5 * k, 5, box.begin());
+      maker.set(rois[size_t(k)], box);
     }
   });
   return rois;
