@@ -86,7 +86,7 @@ def test_other_classes_get_a_gradient_of_exactly_zero(loss: str, gathered: bool)
 def test_one_output_serves_all_classes_if_not_class_aware() -> None:
     head, (x, labels, iou) = seeded(class_aware=False), batch()
     assert head(x).shape == (40, 1)
-    assert torch.equal(head(x, labels), head(x)[:, 0])
+    torch.testing.assert_close(head(x, labels), head(x)[:, 0])
     assert torch.equal(head.loss(head(x), labels, iou), head.loss(head(x, labels + 1), labels, iou))
 
 
@@ -148,6 +148,16 @@ def test_the_loss_of_16_bit_outputs_is_computed_in_float32() -> None:
     value = head.loss(raw, labels, iou)
     assert value.dtype == torch.float32
     assert torch.equal(value, head.loss(raw.float(), labels, iou))
+
+
+@pytest.mark.parametrize("class_aware", [True, False])
+def test_under_autocast_the_output_of_a_label_keeps_the_parameters_precision(class_aware: bool) -> None:
+    head, (x, labels, _) = seeded(class_aware=class_aware), batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        raw = head(x, labels)
+    assert raw.dtype == torch.float32
+    assert len(raw.unique()) == len(raw)
+    torch.testing.assert_close(raw, head(x, labels), rtol=0, atol=0.01 * raw.abs().max().item())
 
 
 @pytest.mark.parametrize("gathered", [True, False])

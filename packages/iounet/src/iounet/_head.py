@@ -81,7 +81,8 @@ class IoUHead(nn.Module):
         """Raw outputs of pooled features ``x[K, C, r, r]``.
 
         Without labels ``[K, num_classes]``, or ``[K, 1]`` if the head is not class-aware. With integer labels ``[K]``
-        only the output of each box's own class is computed -> ``[K]``; the others get no gradient.
+        only the output of each box's own class is computed -> ``[K]``, in the parameters' dtype also under autocast (in
+        bfloat16 a hundred IoUs would share one value); the others get no gradient.
         """
         shape = (self.in_channels, self.resolution, self.resolution)
         if x.shape[1:] != shape:
@@ -90,10 +91,11 @@ class IoUHead(nn.Module):
             self._check_labels(labels, len(x))
         x = F.relu(self.fc1(x.flatten(1)))
         x = F.relu(self.fc2(x))
-        if labels is None or not self.class_aware:
+        if labels is None:
             raw: Tensor = self.output(x)
-            return raw if labels is None else raw[:, 0]
-        return (x * self.output.weight[labels]).sum(1) + self.output.bias[labels]
+            return raw
+        rows = labels if self.class_aware else torch.zeros_like(labels)
+        return (x * self.output.weight[rows]).sum(1) + self.output.bias[rows]
 
     def decode(self, raw: Tensor) -> Tensor:
         """The IoU that raw outputs stand for.

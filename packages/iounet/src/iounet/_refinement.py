@@ -93,13 +93,13 @@ def refine_boxes(
             sqrt(wh) at most), and return the mean of the best three (default 1; ATOM's idea). ``steps``, ``reason`` are
             then those of the best start, and the trajectory is the mean of the three.
         return_trajectory: whether to return every step.
-        image_sizes: (height, width) per image, or one pair for a single image, to clip boxes to (default: no clipping).
-            A tensor ``[N, 2]`` on the boxes' device can be captured in a CUDA graph.
+        image_sizes: (height, width) per image, a list or a tensor ``[N, 2]``, or one pair for a single image, to clip
+            boxes to (default: no clipping).
         generator: of the random starts.
 
-    On CPU boxes that have stopped are left out; elsewhere they are masked, without synchronisation. A box with a NaN
-    in its predicted IoU or gradient stays at its last good position with reason 2; one whose side would be 0.001 px or
-    less, with reason 3.
+    On CPU boxes that have stopped are left out; elsewhere they are masked, without synchronisation, so that the call
+    can be captured in a CUDA graph. A box with a NaN in its predicted IoU or gradient stays at its last good position
+    with reason 2; one whose side would be 0.001 px or less, with reason 3.
 
     Raises:
         ValueError: a shape or option out of its range; ``predictor`` returns not ``[K]``, or not connected to boxes.
