@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._functorch import eager_transforms
 from torch.autograd import Function
 from torch.autograd.forward_ad import make_dual, unpack_dual
 
@@ -27,7 +28,9 @@ def _sum(*terms: Tensor | None) -> Tensor | None:
 
 
 def _refuse(*args: Any) -> Any:
-    raise NotImplementedError("third derivatives of prroi_pool are not implemented")
+    raise NotImplementedError(
+        "prroi_pool has no third derivatives, and no second ones by forward mode over forward mode"
+    )
 
 
 class _Operator(Function):
@@ -152,6 +155,8 @@ def _differentiable(function: type[_Operator]) -> Callable[..., Any]:
         primals, tangents = zip(*(unpack_dual(x) for x in args[:count]), strict=True)
         if all(x is None for x in tangents):
             return operator(*args)
+        if eager_transforms.JVP_NESTING > 1:  # the outer tangents would be lost
+            _refuse()
         args = (*primals, *args[count:])
         return make_dual(operator(*args), tangent(args, tangents))
 

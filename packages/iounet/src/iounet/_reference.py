@@ -20,7 +20,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 CHUNK = 64 << 20  # bytes of the largest tensor between two contractions
-FAR = 1e100  # beyond it the width of a box would overflow
+FAR = 1e30  # coordinates are limited to this, beyond which no weight changes by more
 
 
 # --- one axis -------------------------------------------------------------------------------------------------------
@@ -316,12 +316,14 @@ def prroi_pool_traced(
     input: Tensor, boxes: Tensor, ph: int, pw: int, scale: float, border: bool, aligned: bool, limit: bool
 ) -> Tensor:
     """`prroi_pool` without loops and choices, for export: the image of a box is part of its vertical weights."""
-    n, _, h, w = input.shape
+    n, c, h, w = input.shape
     dtype = _accumulator(input.dtype)
     invalid = _invalid(boxes, n)
     alive = ~(invalid | _nothing(boxes, limit))
     y, x = _axes(boxes.where(alive[:, None], 0), (ph, pw), (h, w), scale, border, aligned)
     chosen = (boxes[:, :1] == torch.arange(n, device=boxes.device)) & alive[:, None]
     wy = (y.mean()[:, :, None] * chosen[:, None, :, None]).flatten(2).to(dtype)
-    out = _pool(wy, input.to(dtype).transpose(0, 1).flatten(1, 2), x.mean().to(dtype))
+    map = input.to(dtype).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)  # [NH, CW]
+    rows = (wy @ map).unflatten(2, (c, w))
+    out = (rows @ x.mean().to(dtype).mT[:, None]).transpose(1, 2)
     return out.masked_fill(invalid[:, None, None, None], torch.nan).to(input.dtype)
