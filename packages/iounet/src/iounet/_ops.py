@@ -65,12 +65,22 @@ def _fake_grad_boxes_backward(
     return _fake_pool(input, boxes, *grad.shape[2:]), _empty(input.shape, input, last), _empty(boxes.shape, boxes)
 
 
+def _fake_nms_owner(boxes: Tensor, *args: object) -> Tensor:
+    return boxes.new_empty(boxes.shape[0], dtype=torch.int64)
+
+
+def _fake_soft_nms_order(boxes: Tensor, scores: Tensor, *args: object) -> tuple[Tensor, Tensor]:
+    return _fake_nms_owner(boxes), scores.new_empty(scores.shape)
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "prroi_pool": _fake_pool,
     "prroi_pool_grad_input": _fake_grad_input,
     "prroi_pool_grad_boxes": _fake_grad_boxes,
     "prroi_pool_jvp": _fake_jvp,
     "prroi_pool_grad_boxes_backward": _fake_grad_boxes_backward,
+    "nms_owner": _fake_nms_owner,
+    "soft_nms_order": _fake_soft_nms_order,
 }
 for _name, _fake in _FAKES.items():
     torch.library.register_fake(f"iounet::{_name}", _fake)
@@ -107,3 +117,5 @@ prroi_pool_grad_input = torch.ops.iounet.prroi_pool_grad_input.default
 prroi_pool_grad_boxes = torch.ops.iounet.prroi_pool_grad_boxes.default
 prroi_pool_jvp = torch.ops.iounet.prroi_pool_jvp.default
 prroi_pool_grad_boxes_backward = torch.ops.iounet.prroi_pool_grad_boxes_backward.default
+nms_owner = torch.ops.iounet.nms_owner.default
+soft_nms_order = torch.ops.iounet.soft_nms_order.default
