@@ -18,9 +18,6 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 Integers: TypeAlias = npt.NDArray[np.int64]
 
 
-_MODULES = {"pycocotools": "pycocotools", "faster-coco-eval": "faster_coco_eval", "hotcoco": "hotcoco"}
-
-
 @dataclass(frozen=True, eq=False)
 class Boxes:
     """Columns of boxes (x, y, width, height), ground truth or detections.
@@ -37,23 +34,27 @@ class Boxes:
     score: Floats
 
     def entries(self) -> list[dict[str, Any]]:
-        keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "score")
         columns = (self.image, self.label, self.xywh, self.area, self.crowd.astype(int), self.score)
-        ids = range(1, len(self.image) + 1)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
         return [
-            dict(zip(keys, values, strict=True))
-            for values in zip(ids, *(column.tolist() for column in columns), strict=True)
+            {"id": k, "image_id": i, "category_id": c, "bbox": box, "area": area, "iscrowd": crowd, "score": score}
+            for k, (i, c, box, area, crowd, score) in enumerate(rows, 1)
         ]
+
+    def rows(self) -> Floats:
+        """[L, 7], which `load_res` takes: image, x, y, width, height, score, category."""
+        return np.column_stack([self.image, self.xywh, self.score, self.label])
 
 
 def accumulate(
     backend: str, truth: Boxes, found: Boxes, images: int, classes: int, limits: list[int]
 ) -> tuple[Floats, Floats]:
     """Precision [IoU, recall, class, area, limit] and recall [IoU, class, area, limit]; -1 without a true box."""
+    name, run = BACKENDS[backend]
     try:
-        import_module(_MODULES[backend])
+        module = import_module(name)
     except ImportError as error:
-        raise ImportError(f"backend {backend!r} needs {_MODULES[backend]}: pip install {backend}") from error
+        raise ImportError(f"backend {backend!r} needs {name}: pip install {backend}") from error
     if not (images and classes and len(truth.image)):
         return np.full((10, 101, classes, 4, len(limits)), -1.0), np.full((10, classes, 4, len(limits)), -1.0)
     frame = {
@@ -61,43 +62,35 @@ def accumulate(
         "categories": [{"id": k, "name": str(k)} for k in range(1, classes + 1)],
     }
     with contextlib.redirect_stdout(io.StringIO()):
-        run = BACKENDS[backend](
-            frame | {"annotations": truth.entries()}, frame | {"annotations": found.entries()}, limits
-        )
-    return np.asarray(run["precision"]), np.asarray(run["recall"])
+        evaluation = run(module, frame, truth, found)
+        evaluation.params.maxDets = limits
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
 
 
-def _pycocotools(truth: dict[str, Any], found: dict[str, Any], limits: list[int]) -> Any:
-    coco, cocoeval = import_module("pycocotools.coco"), import_module("pycocotools.cocoeval")
+def _pycocotools(module: Any, frame: dict[str, Any], truth: Boxes, found: Boxes) -> Any:
+    coco = import_module("pycocotools.coco")
     sides = []
-    for document in (truth, found):
+    for boxes in (truth, found):
         sides.append(coco.COCO())
-        sides[-1].dataset = document
+        sides[-1].dataset = frame | {"annotations": boxes.entries()}
         sides[-1].createIndex()
-    return _run(cocoeval.COCOeval(*sides, "bbox"), limits)
+    return module.COCOeval(*sides, "bbox")
 
 
-def _faster_coco_eval(truth: dict[str, Any], found: dict[str, Any], limits: list[int]) -> Any:
-    module = import_module("faster_coco_eval")
-    sides = [module.COCO(document) for document in (truth, found)]
-    return _run(module.COCOeval_faster(*sides, "bbox", print_function=lambda *_: None), limits)
+def _faster_coco_eval(module: Any, frame: dict[str, Any], truth: Boxes, found: Boxes) -> Any:
+    sides = [module.COCO(frame | {"annotations": boxes.entries()}) for boxes in (truth, found)]
+    return module.COCOeval_faster(*sides, "bbox", print_function=lambda *_: None)
 
 
-def _hotcoco(truth: dict[str, Any], found: dict[str, Any], limits: list[int]) -> Any:
-    module = import_module("hotcoco")
-    side = module.COCO(truth)
-    return _run(module.COCOeval(side, side.load_res(found["annotations"]), "bbox"), limits)
+def _hotcoco(module: Any, frame: dict[str, Any], truth: Boxes, found: Boxes) -> Any:
+    side = module.COCO(frame | {"annotations": truth.entries()})
+    return module.COCOeval(side, side.load_res(found.rows()), "bbox")
 
 
-def _run(evaluation: Any, limits: list[int]) -> Any:
-    evaluation.params.maxDets = limits
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return evaluation.eval
-
-
-BACKENDS: dict[str, Callable[[dict[str, Any], dict[str, Any], list[int]], Any]] = {
-    "pycocotools": _pycocotools,
-    "faster-coco-eval": _faster_coco_eval,
-    "hotcoco": _hotcoco,
+BACKENDS: dict[str, tuple[str, Callable[[Any, dict[str, Any], Boxes, Boxes], Any]]] = {
+    "pycocotools": ("pycocotools.cocoeval", _pycocotools),
+    "faster-coco-eval": ("faster_coco_eval", _faster_coco_eval),
+    "hotcoco": ("hotcoco", _hotcoco),
 }

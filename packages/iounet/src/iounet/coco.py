@@ -15,7 +15,7 @@ except ImportError as error:
 from ._coco_backends import BACKENDS, Boxes, Floats, Integers, accumulate
 from ._localization import Matches, confidences, match_boxes
 from ._report import NAN, Bin, ClassReport, Latency, Report
-from .data._annotations import Annotations, quadruples, read_json, scalars
+from .data._annotations import Annotations, are_objects, quadruples, read_json, scalars
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -177,10 +177,11 @@ def _truth(table: Annotations) -> Boxes:
 
 
 def _found(detections: Found, table: Annotations) -> tuple[Boxes, Floats | None]:
-    source, entries = "detections", detections
+    source: str = "detections"
+    entries: object = detections
     if isinstance(detections, (str, Path)):
         source, entries = str(detections), read_json(detections)
-    if not isinstance(entries, list | tuple) or not all(isinstance(entry, Mapping) for entry in entries):
+    if not are_objects(entries):
         raise ValueError(f"{source} must be a list of objects with image_id, category_id, bbox and score")
 
     def named(what: str) -> Callable[[int], str]:
@@ -258,16 +259,15 @@ def _per_class(
 ) -> dict[str, ClassReport]:
     boxes = np.bincount(truth.label[~truth.crowd], minlength=len(classes) + 1)
     detections = np.bincount(found.label, minlength=len(classes) + 1)
-    result = {}
-    for k, name in enumerate(classes):
-        at = precision[:, :, k, 0, -1]
-        result[name] = ClassReport(
+    at = precision[:, :, :, 0, -1].mean(1)
+    at = np.where(at > -1, at, NAN)
+    columns = {"ap": at.mean(0), "ap50": at[0], "ap75": at[5], "ap90": at[8], "ar": recall[:, :, 0, -1].mean(0)}
+    columns["ar"] = np.where(columns["ar"] > -1, columns["ar"], NAN)
+    return {
+        name: ClassReport(
             boxes=int(boxes[k + 1]),
             detections=int(detections[k + 1]),
-            ap=_mean(at),
-            ap50=_mean(at[0]),
-            ap75=_mean(at[5]),
-            ap90=_mean(at[8]),
-            ar=_mean(recall[:, k, 0, -1]),
+            **{key: float(column[k]) for key, column in columns.items()},
         )
-    return result
+        for k, name in enumerate(classes)
+    }

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -137,7 +137,14 @@ class Annotations:
 
 def is_integer(value: object) -> bool:
     """Whether it is a number of 64 bits, and no truth value."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and -(2**63) <= int(value) < 2**63
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, Integral)):
+        return False
+    return -(2**63) <= int(value) < 2**63
+
+
+def are_objects(entries: object) -> TypeGuard[Sequence[Mapping[str, Any]]]:
+    """Whether it is a list of mappings."""
+    return isinstance(entries, list | tuple) and all(issubclass(kind, Mapping) for kind in set(map(type, entries)))
 
 
 def scalars(values: Sequence[Any], name: Callable[[int], str]) -> Tensor:
@@ -146,7 +153,7 @@ def scalars(values: Sequence[Any], name: Callable[[int], str]) -> Tensor:
         column = array("d", values)
     except (TypeError, OverflowError):
         column = array("d", (_number(value) for value in values))
-    result = torch.tensor(memoryview(column), dtype=torch.float64) if column else torch.empty(0, dtype=torch.float64)
+    result = torch.frombuffer(column, dtype=torch.float64) if column else torch.empty(0, dtype=torch.float64)
     if not bool(result.isfinite().all()):
         k = int(torch.nonzero(~result.isfinite())[0])
         raise ValueError(f"{name(k)} must be a finite number, got {values[k]!r}")
@@ -156,7 +163,7 @@ def scalars(values: Sequence[Any], name: Callable[[int], str]) -> Tensor:
 def quadruples(values: Sequence[Any], name: Callable[[int], str]) -> Tensor:
     """float64[M, 4] of finite numbers; ValueError with the name of the first value that is not four of them."""
     try:
-        if any(len(value) != 4 for value in values):
+        if set(map(len, values)) - {4}:
             raise TypeError
         return scalars(list(chain.from_iterable(values)), lambda k: name(k // 4)).view(-1, 4)
     except (TypeError, ValueError):
@@ -179,9 +186,9 @@ def _number(value: Any) -> float:
 
 def _entries(document: object, key: str, source: str) -> Entries:
     entries = document.get(key) if isinstance(document, Mapping) else None
-    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+    if not are_objects(entries):
         raise ValueError(f"{source} must be a COCO document: an object whose {key!r} is a list of objects")
-    return entries
+    return list(entries)
 
 
 def _ids(entries: Entries, kind: str, source: str) -> list[int]:
@@ -197,13 +204,11 @@ def _ids(entries: Entries, kind: str, source: str) -> list[int]:
 
 
 def _look_up(entries: Entries, kind: str, places: Mapping[int, int], source: str) -> list[int]:
-    found = []
-    for entry in entries:
-        value: Any = entry.get(f"{kind}_id")
+    values: list[Any] = [entry.get(f"{kind}_id") for entry in entries]
+    for entry, value in zip(entries, values, strict=True):
         if not is_integer(value) or value not in places:
             raise ValueError(f"{source}: annotation {entry['id']} has {kind}_id {value!r}, which no {kind} has")
-        found.append(places[value])
-    return found
+    return [places[value] for value in values]
 
 
 def _areas(entries: Entries, boxes: Tensor, name: Callable[[int], str]) -> Tensor:
