@@ -117,16 +117,16 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
 WORKLOADS: tuple[Workload, ...] = (
     Study(
         "blood cells",
-        "BCCD: 205 images train a small Faster R-CNN from scratch, and then an IoU head beside it while it is frozen; the "
-        "72 test images are evaluated once, all choices were made on 87 others. Three seeds: mean and standard deviation; "
-        "of gains, seed by seed, the mean and the range. Boxes are ranked by the class confidence unless it says IoU.",
+        "BCCD: 205 images train a small Faster R-CNN from scratch, and then an IoU head beside it while it is frozen. "
+        "The 72 test images are evaluated once; all choices were made on 87 others. Three seeds: mean and standard "
+        "deviation; of gains, seed by seed, the mean and the range. Boxes rank by class confidence unless it says IoU.",
         cells,
         FULL,
     ),
     Study(
         "scenes of shapes",
-        "The experiment on blood cells in small: drawn shapes, one seed, a detector trained for a minute. It shows what "
-        "the full profile measures, and is too short to judge the method.",
+        "The experiment on blood cells in small: drawn shapes, one seed, a detector trained for a minute. It shows "
+        "what the full profile measures, and is too short to judge the method.",
         shapes,
         frozenset({"smoke", "quick"}),
     ),
