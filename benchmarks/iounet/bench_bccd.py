@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import statistics
 from pathlib import Path
@@ -30,7 +31,7 @@ def cells(context: Context, outcome: Outcome) -> None:
     if not context.data or not (folder := Path(context.data, "detection", "bccd")).is_dir():
         raise MissingError("this needs --data: a folder with detection/bccd, the data set of 364 images")
     train, test = (open_dataset(f"coco:{folder}", split) for split in ("train", "test"))
-    measure(context, outcome, train, test, Recipe(24, 16, 400), seeds=3, runs=RUNS)
+    measure(context, outcome, train, test, Recipe(24, 16, 400), count=3, runs=RUNS)
     shutil.rmtree(RUNS)
 
 
@@ -39,7 +40,7 @@ def shapes(context: Context, outcome: Outcome) -> None:
     train, test = (synthetic_scenes(n, seed, side) for seed, n in enumerate((images, images // 2)))
     recipe = context.pick(Recipe(1, 1, 32, side), Recipe(8, 4, 200, side))
     with TemporaryDirectory() as folder:
-        measure(context, outcome, train, test, recipe, seeds=1, runs=Path(folder))
+        measure(context, outcome, train, test, recipe, count=1, runs=Path(folder))
 
 
 def measure(
@@ -48,14 +49,14 @@ def measure(
     train: DetectionDataset,
     test: DetectionDataset,
     recipe: Recipe,
-    seeds: int,
+    count: int,
     runs: Path,
 ) -> None:
     images, reports, candidates, paths = Varied(train), [], [], []
-    for seed in range(seeds):
+    for seed in range(count):
 
         def done(share: float, start: float) -> None:
-            context.progress((seed + start + share / 2) / seeds)  # noqa: B023
+            context.progress((seed + start + share / 2) / count)  # noqa: B023
 
         detector = recipe.detector(images, seed, runs / f"{seed}-detector", lambda share: done(share, 0))
         net = recipe.head(detector, images, seed, runs / f"{seed}-head", lambda share: done(share, 0.5))
@@ -63,13 +64,13 @@ def measure(
         reports.append({rule: coco.evaluate(test, results) for rule, results in found.items()})
         candidates.append(coco.evaluate(test, everything, max_dets=1000))
         paths.append(iterated(detector, net, test))
-        outcome.raw[f"seed {seed}"] = {rule: one.to_dict() for rule, one in reports[-1].items()}
-        outcome.raw[f"seed {seed}"] |= {"candidates": candidates[-1].to_dict(), "iterations": paths[-1]}
     outcome.figures = [
         *(figure for rule in (MONOTONE, PAPER) for figure in gains(reports, rule)),
         correlation(candidates),
     ]
-    outcome.table = [["rule", *COLUMNS], *(row(rule, [r[rule] for r in reports]) for rule in (NMS, *RULES, UPPER))]
+    rules = (NMS, *RULES, UPPER)
+    outcome.table = [["rule", *COLUMNS], *(row(rule, [r[rule] for r in reports]) for rule in rules)]
+    outcome.table += [line for rule in (NMS, MONOTONE) for line in by_class(rule, [r[rule] for r in reports])]
     lines = {
         name: [
             (float(step), statistics.fmean(x), min(x), max(x))
@@ -89,7 +90,7 @@ def gains(reports: list[dict[str, Report]], rule: str) -> list[Figure]:
         gain = [a - b for a, b in pairs]
         figure = Figure(f"{name} gained", f"{rule}: {spread(ours)}", f"{NMS}: {spread(peer)}", " points")
         figure.value, figure.low, figure.high = statistics.fmean(gain), min(gain), max(gain)
-        figure.target, figure.samples = target, [round(x, 3) for x in gain]
+        figure.target, figure.note = target, seeds(gain, 2)
         figure.headline = name == "AP90" and rule == MONOTONE
         figures.append(figure)
     return figures
@@ -98,9 +99,10 @@ def gains(reports: list[dict[str, Report]], rule: str) -> list[Figure]:
 def correlation(candidates: list[Report]) -> Figure:
     ours, peer = ([getattr(c, name) for c in candidates] for name in ("pearson_iou", "pearson_score"))
     figure = Figure("correlation with the true IoU", "predicted IoU", f"class confidence: {spread(peer, 3)}")
-    figure.value, figure.low, figure.high, figure.target = statistics.fmean(ours), min(ours), max(ours), at_least(0.6)
-    figure.note = f"of all candidates before NMS of true IoU 0.5 and more, {candidates[0].pearson_n} at the first seed"
-    figure.samples = [round(x, 4) for x in ours]
+    if not any(map(math.isnan, ours)):
+        figure.value, figure.low, figure.high = statistics.fmean(ours), min(ours), max(ours)
+    figure.target, counts = at_least(0.6), ", ".join(str(c.pearson_n) for c in candidates)
+    figure.note = f"{seeds(ours, 3)}; over the {counts} candidates before NMS whose true IoU is 0.5 or more"
     return figure
 
 
@@ -108,10 +110,24 @@ def row(rule: str, reports: list[Report]) -> list[str]:
     return [rule, *(spread([100 * getattr(r, name) for r in reports]) for name in COLUMNS.values())]
 
 
+def by_class(rule: str, reports: list[Report]) -> list[list[str]]:
+    """In the columns of the table that a class has."""
+    fields = {"AP": "ap", "AP50": "ap50", "AP90": "ap90"}
+    lines = []
+    for name in reports[0].per_class:
+        found = {c: [100 * getattr(r.per_class[name], field) for r in reports] for c, field in fields.items()}
+        lines.append([f"{name}, {rule}", *(spread(found[c]) if c in found else "" for c in COLUMNS)])
+    return lines
+
+
 def spread(values: Sequence[float], digits: int = 1) -> str:
     """Mean and standard deviation."""
     mean = f"{statistics.fmean(values):.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def seeds(values: Sequence[float], digits: int) -> str:
+    return f"seed by seed {', '.join(f'{value:.{digits}f}' for value in values)}"
 
 
 WORKLOADS: tuple[Workload, ...] = (

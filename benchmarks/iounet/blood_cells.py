@@ -45,6 +45,7 @@ class Recipe:
     detector_epochs: int
     head_epochs: int
     samples: int
+    loss: str = "bce"
     side: int = 360  # pixels, of the images that the detector sees
 
     def detector(self, images: Varied, seed: int, out: Path | None, done: Callable[[float], None]) -> FasterRCNN:
@@ -58,7 +59,7 @@ class Recipe:
         self, detector: FasterRCNN, images: Varied, seed: int, out: Path | None, done: Callable[[float], None]
     ) -> StandaloneIoUNet:
         torch.manual_seed(seed)
-        net = StandaloneIoUNet.from_detector(detector, samples_per_image=self.samples)
+        net = StandaloneIoUNet.from_detector(detector, samples_per_image=self.samples, loss=self.loss)
         self._fit(net, images, self.head_epochs, seed, out, done)
         return net.eval()
 
@@ -114,9 +115,9 @@ def every_rule(
     detector: FasterRCNN, net: StandaloneIoUNet, dataset: DetectionDataset, threshold: float = THRESHOLD
 ) -> tuple[dict[str, Results], Results]:
     """COCO results of each rule on the same candidates, and the candidates themselves, with predicted IoUs."""
+    rules = {"all": {"refine": False, "iou_threshold": 1.0}, **RULES}
     nets = {
-        rule: _arranged(detector, net, iou_threshold=threshold, **options)
-        for rule, options in {"all": {"refine": False, "iou_threshold": 1.0}, **RULES}.items()
+        rule: _arranged(detector, net, **{"iou_threshold": threshold, **options}) for rule, options in rules.items()
     }
     nets["all"].detections_per_img = CANDIDATES
     found: dict[str, list[dict[str, Tensor]]] = {rule: [] for rule in (*nets, NMS, UPPER)}
@@ -176,7 +177,7 @@ def iterated(detector: FasterRCNN, net: StandaloneIoUNet, dataset: DetectionData
 
 def _arranged(detector: FasterRCNN, trained: StandaloneIoUNet, **options: Any) -> StandaloneIoUNet:
     """The same head under another rule."""
-    net = StandaloneIoUNet.from_detector(detector, **options)
+    net = StandaloneIoUNet.from_detector(detector, loss=trained.options.loss, **options)
     net.load_state_dict(trained.state_dict())
     return net.eval()
 
