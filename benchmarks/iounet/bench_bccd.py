@@ -31,14 +31,14 @@ def cells(context: Context, outcome: Outcome) -> None:
     if not context.data or not (folder := Path(context.data, "detection", "bccd")).is_dir():
         raise MissingError("this needs --data: a folder with detection/bccd, the data set of 364 images")
     train, test = (open_dataset(f"coco:{folder}", split) for split in ("train", "test"))
-    measure(context, outcome, train, test, Recipe(24, 16, 400), count=3, runs=RUNS)
+    measure(context, outcome, train, test, Recipe(24, 24, 400), count=3, runs=RUNS)
     shutil.rmtree(RUNS)
 
 
 def shapes(context: Context, outcome: Outcome) -> None:
     images, side = context.pick((4, 64), (120, 192))
     train, test = (synthetic_scenes(n, seed, side) for seed, n in enumerate((images, images // 2)))
-    recipe = context.pick(Recipe(1, 1, 32, side), Recipe(8, 4, 200, side))
+    recipe = context.pick(Recipe(1, 1, 32, side=side), Recipe(8, 4, 200, side=side))
     with TemporaryDirectory() as folder:
         measure(context, outcome, train, test, recipe, count=1, runs=Path(folder))
 

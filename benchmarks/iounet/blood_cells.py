@@ -115,25 +115,24 @@ def every_rule(
     detector: FasterRCNN, net: StandaloneIoUNet, dataset: DetectionDataset, threshold: float = THRESHOLD
 ) -> tuple[dict[str, Results], Results]:
     """COCO results of each rule on the same candidates, and the candidates themselves, with predicted IoUs."""
-    rules = {"all": {"refine": False, "iou_threshold": 1.0}, **RULES}
-    nets = {
-        rule: _arranged(detector, net, **{"iou_threshold": threshold, **options}) for rule, options in rules.items()
-    }
-    nets["all"].detections_per_img = CANDIDATES
-    found: dict[str, list[dict[str, Tensor]]] = {rule: [] for rule in (*nets, NMS, UPPER)}
-    for index in range(len(dataset)):
-        image, target = dataset[index]
-        for rule, arranged in nets.items():
-            found[rule] += arranged([image])
-        candidates = found["all"][-1]
-        scores, labels = candidates["scores"], candidates["labels"]
-        keep = ops.batched_nms(candidates["boxes"], scores, labels, threshold)
+    every = _arranged(detector, net, refine=False, iou_threshold=1.0)
+    every.detections_per_img = CANDIDATES
+    nets = {rule: _arranged(detector, net, iou_threshold=threshold, **options) for rule, options in RULES.items()}
+    found: dict[str, list[dict[str, Tensor]]] = {rule: [] for rule in (NMS, *nets, UPPER)}
+    everything = []
+    for image, target in (dataset[index] for index in range(len(dataset))):
+        (candidates,) = every([image])
+        boxes, scores, labels = (candidates[name] for name in ("boxes", "scores", "labels"))
+        everything.append(candidates)
+        keep = ops.batched_nms(boxes, scores, labels, threshold)
         found[NMS].append({name: x[keep] for name, x in candidates.items()})
-        truth = _true_iou(candidates["boxes"], labels, target)
-        keep, cluster, _ = ops.iou_guided_nms(candidates["boxes"], scores, truth, labels, threshold)
-        found[UPPER].append({"boxes": candidates["boxes"][keep], "scores": cluster, "labels": labels[keep]})
-    results = {rule: coco.to_results(dataset, dataset.image_ids, one) for rule, one in found.items()}
-    return {rule: results[rule] for rule in (NMS, *RULES, UPPER)}, results["all"]
+        for rule, arranged in nets.items():
+            found[rule] += arranged.rescore([image], [candidates])
+        keep, cluster, _ = ops.iou_guided_nms(boxes, scores, _true_iou(boxes, labels, target), labels, threshold)
+        found[UPPER].append({"boxes": boxes[keep], "scores": cluster, "labels": labels[keep]})
+    ids = dataset.image_ids
+    results = {rule: coco.to_results(dataset, ids, one) for rule, one in found.items()}
+    return results, coco.to_results(dataset, ids, everything)
 
 
 @torch.no_grad()
@@ -177,7 +176,7 @@ def iterated(detector: FasterRCNN, net: StandaloneIoUNet, dataset: DetectionData
 
 def _arranged(detector: FasterRCNN, trained: StandaloneIoUNet, **options: Any) -> StandaloneIoUNet:
     """The same head under another rule."""
-    net = StandaloneIoUNet.from_detector(detector, loss=trained.options.loss, **options)
+    net = StandaloneIoUNet.from_detector(detector, loss=trained.iou_head.loss_kind, **options)
     net.load_state_dict(trained.state_dict())
     return net.eval()
 
