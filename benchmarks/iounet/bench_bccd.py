@@ -7,16 +7,19 @@ import shutil
 import statistics
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from blood_cells import NMS, RULES, UPPER, Recipe, Varied, every_rule, iterated
-from harness import FULL, Context, Curves, Figure, MissingError, Outcome, Study, Workload, at_least
+from harness import FULL, Context, Curves, Figure, MissingError, Outcome, Study, UnequalError, Workload, at_least
 
 from iounet import coco
 from iounet.data import open_dataset, synthetic_scenes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from torchvision.models.detection import FasterRCNN
 
     from iounet.coco import Report
     from iounet.data import DetectionDataset
@@ -61,6 +64,7 @@ def measure(
         detector = recipe.detector(images, seed, runs / f"{seed}-detector", lambda share: done(share, 0))
         net = recipe.head(detector, images, seed, runs / f"{seed}-head", lambda share: done(share, 0.5))
         found, everything = every_rule(detector, net, test)
+        outcome.equal = same_as_the_detector(detector, test, found[NMS])
         reports.append({rule: coco.evaluate(test, results) for rule, results in found.items()})
         candidates.append(coco.evaluate(test, everything, max_dets=1000))
         paths.append(iterated(detector, net, test))
@@ -79,6 +83,18 @@ def measure(
         for name in paths[0]
     }
     outcome.curves = [Curves("iterations", "mean true IoU of the boxes", lines)]
+
+
+def same_as_the_detector(detector: FasterRCNN, test: DetectionDataset, ours: list[dict[str, Any]]) -> str:
+    """The rule called NMS is a fair opponent if it gives what the detector gives without the package."""
+    image, ids = test[0][0], test.image_ids[:1]
+    with torch.no_grad():
+        theirs = coco.to_results(test, ids, detector([image]))
+    ours = [one for one in ours if one["image_id"] == ids[0]]
+    a, b = ([x for one in some for x in (*one["bbox"], one["score"])] for some in (ours[: len(theirs)], theirs))
+    if len(a) != len(b) or any(abs(x - y) > 0.01 for x, y in zip(a, b, strict=True)):
+        raise UnequalError("NMS of the candidates does not give the detector's own detections")
+    return "NMS of the candidates gives the detector's own detections."
 
 
 def gains(reports: list[dict[str, Report]], rule: str) -> list[Figure]:
