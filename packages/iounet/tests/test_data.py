@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from iounet.data import CocoDetection, HuggingFaceDetection, collate, open_dataset, synthetic_scenes
@@ -452,6 +454,38 @@ def test_an_inconsistent_file_is_refused_by_name_and_id(change: str, message: st
         CocoDetection(path)
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data(), value=JSON)
+def test_whatever_a_file_holds_it_is_read_or_refused_by_name(data: st.DataObject, value: Any) -> None:
+    document = coco_document()
+    key = data.draw(st.sampled_from(sorted(document)))
+    holder, place = document, key
+    if data.draw(st.booleans()):
+        holder, place = document[key], 1
+        if data.draw(st.booleans()):
+            holder, place = document[key][1], data.draw(st.sampled_from(sorted(document[key][1])))
+    holder[place] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            table = Annotations.from_coco(document, "the file")
+        except ValueError as error:
+            refusal = str(error)
+        else:
+            assert table.boxes.isfinite().all()
+            again = Annotations.from_coco(json.loads(json.dumps(table.to_coco())), "again")
+            assert again.to_coco() == table.to_coco()
+            return
+    assert "the file" in refusal
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b'{"images": [}', b"[" * 100_000, b"\xff\xfe\x00", b"[" + b"9" * 5000 + b"]", b"[]", b"3"],
@@ -539,6 +573,14 @@ def test_a_broken_line_is_refused_by_file_and_number(line: str, message: str, tm
 def test_an_unknown_kind_is_refused(spec: str) -> None:
     with pytest.raises(ValueError, match="spec must be coco:PATH, voc:PATH, yolo:PATH or hf:NAME"):
         open_dataset(spec)
+
+
+@pytest.mark.parametrize("file", ["ImageSets/Main/val.txt", "classes.txt"])
+def test_lists_that_are_no_text_are_refused_by_name(file: str, tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    (tmp_path / file).write_bytes(b"a\xff\n")
+    with pytest.raises(ValueError, match=rf"{Path(file).name} is not text in UTF-8"):
+        open_dataset(f"voc:{tmp_path}", "val")
 
 
 # --- Pascal VOC ---

@@ -93,6 +93,10 @@ def sheet(pictures: Sequence[Image.Image], columns: int | None = None, *, width:
 
     Raises:
         ValueError: there is no picture, or no column.
+
+    Example::
+
+        sheet([overlay(*one) for one in pairs]).save("sheet.png")
     """
     if not pictures:
         raise ValueError("pictures must be at least one, got none")

@@ -35,6 +35,13 @@ def reliability(report: Report) -> Figure:
     Raises:
         ValueError: the report has no bins: its scores are no probabilities, or there is no detection.
         ImportError: matplotlib is missing.
+
+    Example::
+
+        reliability(evaluate("instances_val.json", "results.json")).savefig("reliability.svg")
+
+    Reference:
+        Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
     """
     sides = [
         (report.reliability_score, report.ece_score, "score", f"share with IoU ≥ {report.min_iou:g}", _COLOURS[1]),
@@ -68,6 +75,10 @@ def iou_scatter(matches: Matches, *, min_iou: float = 0.5) -> Figure:
     Raises:
         ValueError: no detection reaches `min_iou`.
         ImportError: matplotlib is missing.
+
+    Example::
+
+        iou_scatter(match("instances_val.json", "results.json")).savefig("scatter.png")
     """
     hit = matches.true_iou >= min_iou
     if not hit.any():
@@ -101,6 +112,11 @@ def iou_per_iteration(curves: Mapping[str, Tensor | Sequence[float]]) -> Figure:
     Raises:
         ValueError: there is no curve, or one has another shape.
         ImportError: matplotlib is missing.
+
+    Example::
+
+        result = iounet.refine_boxes(..., return_trajectory=True)
+        iou_per_iteration({"literal": result.trajectory_iou}).savefig("steps.svg")
     """
     from_name = {name: torch.as_tensor(values, dtype=torch.float64) for name, values in curves.items()}
     for name, values in from_name.items():

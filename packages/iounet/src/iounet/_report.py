@@ -51,7 +51,8 @@ class Report:
     Attributes:
         ap: mean of the average precisions at IoU .50, .55, ... .95. ap50 ... ap90: at one IoU. ap_small, ap_medium,
             ap_large: of boxes below 32^2, below 96^2 and above.
-        ar: recall with `max_dets` detections per image and class, mean over IoU. ar1, ar10, ar100: with so many.
+        ar: recall with `max_dets` detections per image and class, mean over IoU. ar1, ar10, ar100: with so many, if not
+            more than `max_dets`.
         per_class: by name.
         pearson_score, pearson_iou: correlation of the score, and of the predicted IoU, with the true IoU, over the
             `pearson_n` detections whose true IoU is at least `min_iou`. NaN without a predicted IoU.

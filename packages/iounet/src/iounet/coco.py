@@ -15,7 +15,8 @@ except ImportError as error:
 from ._coco_backends import BACKENDS, Boxes, Floats, Integers, accumulate
 from ._localization import Matches, confidences, match_boxes
 from ._report import NAN, Bin, ClassReport, Latency, Report
-from .data._annotations import Annotations, are_objects, quadruples, read_json, scalars
+from .data._annotations import Annotations, are_objects, quadruples, scalars
+from .data._text import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,7 +104,12 @@ def evaluate(
 
 
 def match(annotations: Truth, detections: Found) -> Matches:
-    """The true IoU of each detection; arguments and errors as in :func:`evaluate`."""
+    """The true IoU of each detection beside what it claims; arguments and errors as in :func:`evaluate`.
+
+    Example::
+
+        iounet.viz.iou_scatter(match("instances_val.json", "results.json")).savefig("scatter.svg")
+    """
     table = _table(annotations)
     return match_boxes(_truth(table), *_found(detections, table))
 
@@ -125,11 +131,9 @@ def to_results(
     Raises:
         ValueError: lengths differ, or a label has no category.
 
-    Example:
-        >>> from torch import tensor
-        >>> found = {"boxes": tensor([[1.0, 2, 4, 6]]), "labels": tensor([2]), "scores": tensor([0.5])}
-        >>> to_results([10, 20], [7], [found])
-        [{'image_id': 7, 'category_id': 20, 'bbox': [1.0, 2.0, 3.0, 4.0], 'score': 0.5}]
+    Example::
+
+        results = to_results(dataset, [target["image_id"] for target in targets], model(images))
     """
     ids = list(categories if isinstance(categories, Sequence) else categories.category_ids)
     if len(image_ids) != len(detections):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from numbers import Integral
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -19,17 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 Entries = list[Mapping[str, Any]]
-
-
-def read_json(path: str | Path) -> Any:
-    """The document in a file; an error names the file, and the place where it stops being JSON."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file")
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:  # a wrong encoding is a ValueError too
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)

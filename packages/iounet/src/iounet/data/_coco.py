@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._annotations import Annotations, read_json
+from ._annotations import Annotations
 from ._dataset import FileDataset
+from ._text import read_json
 
 if TYPE_CHECKING:
     from ._images import File

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 from ._annotations import Annotations
 from ._dataset import FileDataset
 from ._images import SUFFIXES
+from ._text import read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,8 +47,7 @@ class VocDetection(FileDataset):
         every = sorted(file.stem for file in folder.glob("*.xml"))
         stems = every if split is None else _listed(root, split)
         if classes is None and (root / "classes.txt").is_file():
-            classes = (root / "classes.txt").read_text(encoding="utf-8").split("\n")
-            classes = [name.strip() for name in classes if name.strip()]
+            classes = [line.strip() for line in read_lines(root / "classes.txt") if line.strip()]
         read = {stem: _read(folder / f"{stem}.xml") for stem in (every if classes is None else stems)}
         for stem in stems:
             if stem not in read:
@@ -91,8 +91,7 @@ def _listed(root: Path, split: str) -> list[str]:
     if path.parent != folder or not path.is_file():
         there = ", ".join(sorted(file.stem for file in folder.glob("*.txt"))) or "none"
         raise FileNotFoundError(f"split {split!r} is not in {folder}; there are: {there}")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [line.split()[0] for line in lines if line.strip()]
+    return [line.split()[0] for line in read_lines(path) if line.strip()]
 
 
 def _picture(stem: str, told: str, files: set[str]) -> str:

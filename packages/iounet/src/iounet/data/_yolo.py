@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ._annotations import Annotations
 from ._dataset import FileDataset
 from ._images import SUFFIXES, need_pillow, size_of
+from ._text import read_lines
 from ._yolo_config import Config, read_config
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def _named(folder: Path) -> list[str]:
     path = next((folder / name for name in _NAMES if (folder / name).is_file()), None)
     if path is None:
         raise FileNotFoundError(f"{folder} names no classes: there is no data.yaml with names, and no classes.txt")
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in read_lines(path) if line.strip()]
 
 
 def _images(folder: Path, config: Config, split: str | None) -> list[Path]:
@@ -88,8 +89,7 @@ def _images(folder: Path, config: Config, split: str | None) -> list[Path]:
     found: set[Path] = set()
     for place in places:
         if place.is_file():
-            lines = place.read_text(encoding="utf-8").splitlines()
-            found.update(place.parent / line.strip() for line in lines if line.strip())
+            found.update(place.parent / line.strip() for line in read_lines(place) if line.strip())
         elif place.is_dir():
             found.update(file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not found:
@@ -119,11 +119,7 @@ def _read(path: Path, classes: int) -> list[tuple[int, tuple[float, float, float
     if not path.is_file():
         return []
     objects = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text: {error}") from error
-    for place, line in enumerate(lines, 1):
+    for place, line in enumerate(read_lines(path), 1):
         if not (words := line.split()):
             continue
         where = f"{path}, line {place}"

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ._text import read_lines
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -27,14 +29,9 @@ def read_config(file: Path) -> Config:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no text; `names` are not numbered from 0 without a gap, or are as many as `nc` says.
+        ValueError: it is no text, or `names` are not numbered from 0 without a gap.
     """
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is no file")
-    try:
-        lines = [_uncommented(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text: {error}") from error
+    lines = [_uncommented(line) for line in read_lines(file)]
     entries: dict[str, list[tuple[str, int]]] = {}
     key = ""
     for place, line in enumerate(lines, 1):
