@@ -787,6 +787,33 @@ def test_corners_read_as_sizes_are_noticed_and_read_when_told(tmp_path: Path) ->
         open_dataset(f"hf:{tmp_path / 'saved'}", "val")
 
 
+@pytest.mark.parametrize("notation", ["columns", "entries", "names"])
+def test_objects_are_read_in_every_notation(notation: str) -> None:
+    datasets = pytest.importorskip("datasets", reason="needs the extra iounet[huggingface]")
+    four, label = datasets.List(datasets.Value("float32"), length=4), datasets.ClassLabel(names=list(NAMES))
+    objects = {
+        "columns": {
+            "bbox": datasets.List(four),
+            "category": datasets.List(label),
+            "area": datasets.List(datasets.Value("int64")),
+        },
+        "entries": datasets.List({"bbox": four, "label": label}),
+        "names": {"bbox": datasets.List(four), "category": datasets.List(datasets.Value("string"))},
+    }[notation]
+    rows: dict[str, list[Any]] = {
+        "image": [Image.new("RGB", (64, 48), (40 * k, 90, 200)) for k in range(3)],
+        "objects": [],
+    }
+    for boxes in BOXES.values():
+        entries = [{"bbox": box, "label": NAMES.index(what)} for what, *box in boxes]
+        names = [what for what, *_ in boxes] if notation == "names" else [entry["label"] for entry in entries]
+        columns = {"bbox": [entry["bbox"] for entry in entries], "category": names}
+        columns |= {"area": [1] * len(boxes)} if notation == "columns" else {}
+        rows["objects"].append(entries if notation == "entries" else columns)
+    features = datasets.Features(image=datasets.Image(), objects=objects)
+    assert_holds_the_boxes(HuggingFaceDetection(datasets.Dataset.from_dict(rows, features=features)))
+
+
 def test_columns_that_are_not_those_of_detection_are_named(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="needs the extra iounet[huggingface]")
     with pytest.raises(ValueError, match="a column 'objects' of boxes and categories, got text"):
