@@ -324,6 +324,6 @@ def prroi_pool_traced(
     chosen = (boxes[:, :1] == torch.arange(n, device=boxes.device)) & alive[:, None]
     wy = (y.mean()[:, :, None] * chosen[:, None, :, None]).flatten(2).to(dtype)
     map = input.to(dtype).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)  # [NH, CW]
-    rows = (wy @ map).unflatten(2, (c, w))
+    rows: Tensor = (wy @ map).unflatten(2, (c, w))
     out = (rows @ x.mean().to(dtype).mT[:, None]).transpose(1, 2)
     return out.masked_fill(invalid[:, None, None, None], torch.nan).to(input.dtype)
