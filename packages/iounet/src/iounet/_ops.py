@@ -96,7 +96,10 @@ def _launcher(module: str, name: str) -> Callable[..., Any]:
     return launch
 
 
-_TRITON = {"._triton": ("prroi_pool", "prroi_pool_grad_input", "prroi_pool_grad_boxes")}
+_TRITON = {
+    "._triton": ("prroi_pool", "prroi_pool_grad_input", "prroi_pool_grad_boxes"),
+    "._triton_nms": ("nms_owner", "soft_nms_order"),
+}
 for _file, _names in _TRITON.items() if find_spec("triton") else ():
     for _name in _names:
         torch.library.impl(f"iounet::{_name}", "CUDA", _launcher(_file, _name))
