@@ -33,9 +33,9 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise
 
 
-def write_json(path: str | os.PathLike[str], content: Any) -> None:
+def write_json(path: str | os.PathLike[str], content: Any, *, indent: int | None = 1) -> None:
     """Write JSON; numbers that are not finite are refused, as JSON has none."""
-    data = json.dumps(content, indent=1, allow_nan=False).encode()
+    data = json.dumps(content, indent=indent, allow_nan=False).encode()
     with written_aside(path) as file:
         file.write(data + b"\n")
 
@@ -56,10 +56,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     with open(path, "rb") as file:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever a parser meets in a hostile file
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        except Exception:  # whatever a parser meets; torch's message advises to read the file as a pickle
             raise ValueError(
-                f"{os.fspath(path)} must be a whole checkpoint of tensors and plain values, got: {reason}"
+                f"{os.fspath(path)} must be a whole checkpoint of tensors and plain values, got one that is "
+                "damaged, of another format, or holds other objects"
             ) from None
     if not isinstance(content, dict):
         raise ValueError(f"{os.fspath(path)} must hold a dict, got {type(content).__name__}")
