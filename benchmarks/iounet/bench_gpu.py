@@ -39,6 +39,7 @@ def workload() -> dict[str, Any]:
 def exact(name: str, *given: Any) -> Any:
     """The reference in float64, on the CPU."""
     import torch
+
     from iounet import _reference
 
     given = tuple(x.cpu().double() if torch.is_tensor(x) else x for x in given)
@@ -67,6 +68,7 @@ def forward_contestants(context: Context) -> Mapping[str, Callable[[], Contestan
 
 def forward_equal(context: Context) -> str:
     import torch
+
     from iounet import _reference
 
     given = workload()
@@ -108,6 +110,7 @@ def atomic_kernel() -> Any:
 def atomic_gradient(grad: Any, boxes: Any) -> Any:
     """The same mathematics, and channels_last, in which atomic additions are fastest."""
     import torch
+
     from iounet import _triton
 
     height, width, channels = 200, 272, grad.shape[1]
@@ -140,6 +143,7 @@ def gradient_contestants(context: Context) -> Mapping[str, Callable[[], Contesta
 
 def gradient_equal(context: Context) -> str:
     import torch
+
     from iounet import _reference
 
     given = workload()
@@ -169,6 +173,7 @@ def box_contestants(context: Context) -> Mapping[str, Callable[[], Contestant]]:
 
 def box_equal(context: Context) -> str:
     import torch
+
     from iounet import _reference
 
     given = workload()
@@ -203,8 +208,9 @@ def nms_contestants(context: Context) -> Mapping[str, Callable[[], Contestant]]:
 
 
 def nms_equal(context: Context) -> str:
-    from iounet import ops
     from torchvision.ops import nms
+
+    from iounet import ops
 
     ours, theirs = ops.nms(*crowd(), 0.5), nms(*crowd(), 0.5)
     if ours.tolist() != theirs.tolist():
