@@ -15,7 +15,7 @@ pytest.importorskip("pycocotools", reason="needs pycocotools, of the extra `coco
 pytest.importorskip("PIL", reason="needs Pillow, of the extra `detection`")
 
 from iounet._files import read_weights
-from iounet._inference import ROWS
+from iounet._inference import ROWS, Relabelled
 from iounet._models import Recipe, build, create, restore
 from iounet.cli import main
 from iounet.data import open_dataset, synthetic_scenes
@@ -88,14 +88,28 @@ def test_train_writes_a_model_and_a_report(run: Path) -> None:
     assert report["history"] == json.loads((run / "history.json").read_text())
 
 
-def test_a_resumed_run_equals_one_that_was_not_interrupted(
-    scenes: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_interrupted_run_goes_on_and_equals_one_that_was_not(
+    scenes: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     again = tmp_path / "again"
     arguments = ["train", "--data", f"coco:{scenes}", "--split", "train", "--out", str(again), *_TRAINING]
-    assert main([*arguments, "--save-every", "1"]) == 0
+    read = Relabelled.__getitem__
+    seen: list[int] = []
+
+    def interrupted(self: Relabelled, index: int) -> Any:
+        seen.append(index)
+        if len(seen) > 4:  # in the second of two steps
+            raise KeyboardInterrupt
+        return read(self, index)
+
+    monkeypatch.setattr(Relabelled, "__getitem__", interrupted)
+    assert main([*arguments, "--save-every", "1", "--quiet"]) == 130
+    monkeypatch.undo()
+    assert sorted(path.name for path in again.iterdir()) == ["history.json", "last.pth"]
+    capsys.readouterr()
+    assert main([*arguments, "--resume"]) == 0
     shown = capsys.readouterr()
-    assert shown.out == f"{again / 'model.pth'}: small, 1 epochs, loss " + shown.out[-7:]
+    assert shown.out.startswith(f"{again / 'model.pth'}: small, 1 epochs, loss ")
     assert "2/2" in shown.err
     first, second = (read_weights(folder / "model.pth")[0] for folder in (run, again))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -278,7 +292,7 @@ def test_weights_of_torchvision_keep_their_classes_where_the_data_has_no_others(
     assert recipe.classes == ("disc",)
     assert left
     assert all("classification_head" in key for key in left)
-    with pytest.raises(ValueError, match="weights must fit"):
+    with pytest.raises(ValueError, match="weights must have all of a detector"):
         create(Recipe(name, ("disc",), "standalone"), "DEFAULT")
     assert get_model(name, weights="DEFAULT").state_dict().keys() == stored.keys()
 
@@ -353,6 +367,7 @@ def test_wrong_files_are_one_line(scenes: Path, run: Path, tmp_path: Path, capsy
         (["train", *data, "--out", str(tmp_path / "t"), "--model", "retinanet_resnet50_fpn"], "StandaloneIoUNet"),
         (["train", *data, "--out", str(tmp_path / "t"), "--model", "maskrcnn_resnet50_fpn"], "masks"),
         (["train", *data, "--out", str(tmp_path / "t"), "--weights", "COCO_V1"], "got 'COCO_V1'"),
+        (["train", *data, "--out", str(tmp_path / "t"), "--iou-net", "standalone"], "--weights must be of a trained"),
         (["train", *data, "--out", str(tmp_path / "t"), "--lr", "-1"], "lr must be positive"),
     ]
     for arguments, message in cases:

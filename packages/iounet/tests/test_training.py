@@ -374,6 +374,35 @@ with written_aside({str(tmp_path / "last.pth")!r}) as file:
     assert len(training.fit(Corners(), Scenes(4), epochs=2, out=tmp_path, resume=True)) == 2
 
 
+def test_a_run_that_dies_in_its_last_save_has_its_model_after_resuming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from iounet import _loop
+
+    write = _loop.write_checkpoint
+    left = {"last.pth": 1, "model.pth": 0}  # writes until the disk is full
+
+    def fill(path: Path, content: dict[str, Any]) -> None:
+        left[path.name] -= 1
+        if left[path.name] < 0:
+            raise OSError("no space left")
+        write(path, content)
+
+    options: dict[str, Any] = {"epochs": 2, "out": tmp_path}
+    for model_writes in (0, 1):  # dies before and after model.pth
+        monkeypatch.setattr(_loop, "write_checkpoint", fill)
+        left.update({"last.pth": 1 - model_writes, "model.pth": model_writes})
+        with pytest.raises(OSError, match="no space"):
+            training.fit(Corners(), Scenes(4), resume=True, **options)
+        monkeypatch.undo()
+        assert read_checkpoint(tmp_path / "last.pth")["step"] == 1
+    model = Corners()
+    training.fit(model, Scenes(4), resume=True, **options)
+    fresh = Corners()
+    fresh.load_state_dict(read_weights(tmp_path / "model.pth")[0])
+    assert same(fresh, model)
+
+
 class Hostile:
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return os.mkdir, ("owned",)
@@ -576,7 +605,7 @@ def test_flipped_boxes_lie_on_the_flipped_objects(flip: float, vertical: float) 
 @pytest.mark.parametrize("factor", [0.5, 2])
 def test_zoomed_boxes_lie_on_the_zoomed_objects(factor: float, seed: int) -> None:
     boxes = torch.tensor([[4.0, 6, 20, 16], [30, 24, 56, 36]])
-    target = {"boxes": boxes, "labels": torch.tensor([1, 2]), "image_id": 3}
+    target = {"boxes": boxes, "labels": torch.tensor([1, 2]), "image_id": 3, "area": torch.tensor([160.0, 312.0])}
     target["masks"] = torch.stack([_painted(box[None])[0] for box in boxes])
     image, changed = augment(
         _painted(boxes),
@@ -596,6 +625,8 @@ def test_zoomed_boxes_lie_on_the_zoomed_objects(factor: float, seed: int) -> Non
         assert mask[inside].all()
         assert mask.sum() <= (x2 - x1 + 1) * (y2 - y1 + 1)
         assert image[0, inside].mean() > 0.8
+    assert set(changed["area"].tolist()) <= {160 * factor**2, 312 * factor**2}
+    assert len(changed["area"]) == len(changed["boxes"])
 
 
 def test_boxes_that_leave_the_image_are_cut_or_dropped() -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["augment", "derive_seed", "select_rows"]
 
 _VISIBLE = 0.25  # of a box's area must stay in the image, else the box is dropped
-_PER_BOX = frozenset({"boxes", "labels", "iscrowd", "masks", "keypoints"})
+_PER_BOX = frozenset({"area", "boxes", "labels", "iscrowd", "masks", "keypoints"})
 
 
 def derive_seed(*names: int | str) -> int:
@@ -93,6 +93,8 @@ def _zoomed(
     sides, whole = cut[:, 2:] - cut[:, :2], moved[:, 2:] - moved[:, :2]
     kept = (sides.prod(1) >= _VISIBLE * whole.prod(1)) & (sides >= 1).all(1)
     target["boxes"] = cut
+    if "area" in target:
+        target["area"] = target["area"] * (ratio[0] * ratio[1])
     return image, select_rows(target, kept)
 
 

@@ -267,10 +267,10 @@ class Run:
             "seconds": self.seconds,
             "history": self.history,
         }
-        write_checkpoint(self.out / "last.pth", content)
         write_json(self.out / "history.json", self.history)
         if self.step == self.total:
             write_checkpoint(self.out / "model.pth", {"model": content["model"], "config": self.config})
+        write_checkpoint(self.out / "last.pth", content)  # last: what it tells of is there
 
     # ---- steps
 

@@ -53,9 +53,10 @@ class Recipe:
                 recipe.model in MODELS
                 and recipe.iou_net in ("none", "joint", "standalone")
                 and recipe.loss in ("smooth_l1", "bce")
+                and isinstance(recipe.classes, tuple)
                 and 0 < len(recipe.classes) < _MOST
                 and all(isinstance(name, str) for name in recipe.classes)
-                and all(x is None or 0 < x < _MOST for x in (recipe.min_size, recipe.max_size))
+                and all(x is None or (isinstance(x, int) and 0 < x < _MOST) for x in (recipe.min_size, recipe.max_size))
                 and all(x is None or (len(x) == 3 and all(0 <= y < _MOST for y in x)) for x in colours)
                 and (recipe.frozen_eps is None or 0 <= recipe.frozen_eps < 1)
             )
@@ -99,6 +100,8 @@ def create(
     """
     detector = replace(recipe, iou_net="none")
     if weights == "none":
+        if recipe.iou_net == "standalone":
+            raise ValueError("--weights must be of a trained detector for --iou-net standalone, got none")
         return build(recipe, **options), recipe, []
     if weights == "backbone":
         donor = _torchvision(detector, weights=None, weights_backbone="DEFAULT", num_classes=len(recipe.classes) + 1)
@@ -122,7 +125,7 @@ def create(
     left = _take(model, donated)
     left = [name for name in left if not name.endswith("num_batches_tracked")]
     if left and recipe.iou_net == "standalone":
-        raise ValueError(f"weights must fit a detector that stays as it is, which {left[0]} does not")
+        raise ValueError(f"--weights must have all of a detector that stays as it is, but nothing fits {left[0]}")
     recipe = replace(recipe, classes=detector.classes, frozen_eps=detector.frozen_eps)
     model = _with_iou_net(model, recipe, options)
     if recipe.iou_net != "none":
