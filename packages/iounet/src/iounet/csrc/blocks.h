@@ -15,6 +15,7 @@ template <class T>
 inline constexpr int kWide = 256 / int(sizeof(T));
 
 inline constexpr int kAhead = 1;  // rows, of those that are being prefetched
+inline constexpr int kPairs = 8;  // of a box and a block, the least that are a thread's work
 
 struct Block {
   int64_t channel;

@@ -126,7 +126,7 @@ void grad_boxes(const Tensor& grad, const Tensor& input, const Tensor& boxes, do
                                 pairs,
                                 most_slopes,
                                 ends};
-  torch::stable::parallel_for(0, pairs.size(), 1, [&](int64_t begin, int64_t end) { run(task, begin, end); });
+  torch::stable::parallel_for(0, pairs.size(), kPairs, [&](int64_t begin, int64_t end) { run(task, begin, end); });
   for (size_t k = 0; k < rois.size(); ++k, output += 5) {
     const double start = rois[k].image < 0 ? std::numeric_limits<double>::quiet_NaN() : 0;
     std::fill_n(output, 5, start);

@@ -5,8 +5,6 @@
 #include <cstring>
 #include <utility>
 
-#include "simd.h"
-
 // Vectors over channels, for a register of BYTES bytes, and one machine code for each width of register.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed only to what is inlined

@@ -81,7 +81,7 @@ void pool(const Tensor& input, const Tensor& boxes, const Tensor& output, const 
                            {static_cast<S*>(output.mutable_data_ptr()), channels, 1, ph * pw},
                            rois,
                            pairs};
-  torch::stable::parallel_for(0, pairs.size(), 1, [&](int64_t begin, int64_t end) { run(task, begin, end); });
+  torch::stable::parallel_for(0, pairs.size(), kPairs, [&](int64_t begin, int64_t end) { run(task, begin, end); });
 }
 
 Tensor prroi_pool(const Tensor& input, const Tensor& boxes, int64_t ph, int64_t pw, double scale, bool border,

@@ -164,7 +164,7 @@ std::vector<int32_t> near_to_near(const std::vector<Roi<T>>& rois) {
   std::iota(order.begin(), order.end(), 0);
   const auto key = [&](int32_t k) {
     const Roi<T>& roi = rois[size_t(k)];
-    return std::tuple(roi.image, roi.y.first / 16, roi.x.first);
+    return std::tuple(roi.image, roi.y.first / 8, roi.x.first);
   };
   std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return key(a) < key(b); });
   return order;
