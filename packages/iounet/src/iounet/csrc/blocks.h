@@ -48,7 +48,7 @@ using Scratch = std::unique_ptr<T, void (*)(void*)>;
 
 template <class T>
 Scratch<T> make_scratch(size_t count) {
-  auto* data = static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64));
+  auto* data = static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) / 64 + 1) * 64));
   STD_TORCH_CHECK(data, "out of memory");
   return {data, std::free};
 }
