@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -156,9 +157,10 @@ def test_memory_that_is_not_contiguous_is_read_as_it_is(device):
 
 COMPILE = r"""
 import json, os, re, subprocess, sys
-import triton
+import torch, triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
 from iounet import _triton_nms
 
 tools = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
@@ -179,7 +181,17 @@ def compiled(name, **constants):
     used = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return {"ptx": code.asm["ptx"], **{k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", used)}}
 
+bind = create_function_from_signature(
+    _triton_nms._soften.signature, _triton_nms._soften.params, make_backend(GPUTarget("cuda", 90, 32))
+)
+
+def key(n, threshold, sigma, min_score):
+    tensors = torch.zeros(n, 4), None, torch.zeros(n), torch.zeros(n, dtype=torch.int32), torch.zeros(n)
+    numbers = map(_triton_nms._bits, (threshold, sigma, min_score))
+    return str(bind(*tensors, n, *numbers, GAUSSIAN=False, **_triton_nms.OPTIONS)[1:])
+
 json.dump({
+    "keys": [key(1, 0.0, 1.0, 0.0), key(16, 0.3, 0.5, 1e-3), key(1000, 1.0, 16.0, -1.0)],
     "overlaps": compiled("_overlaps"),
     "overlaps, one class": compiled("_overlaps", p_labels=None),
     "sweep": compiled("_sweep"),
@@ -190,7 +202,7 @@ json.dump({
 
 
 @pytest.fixture(scope="module")
-def code(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What Triton makes of the kernels for an H100 or H200, which needs none."""
     folder = tmp_path_factory.mktemp("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder)}
@@ -199,6 +211,15 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Any:
         pytest.skip("Triton came without ptxas")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def code(compiled: Any) -> dict[str, Any]:
+    return {name: each for name, each in compiled.items() if name != "keys"}
+
+
+def test_new_numbers_and_another_number_of_boxes_compile_nothing(compiled):
+    assert len(set(compiled["keys"])) == 1
 
 
 def test_nothing_spills(code):
@@ -229,6 +250,15 @@ def cuda() -> torch.device:
 def test_cuda_tensors_are_served_by_these_kernels():
     assert "cuda" in _ops.KERNELS["nms_owner"]
     assert "cuda" in _ops.KERNELS["soft_nms_order"]
+
+
+def test_kernels_start_on_the_device_of_their_tensors(monkeypatch):
+    devices = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: (devices.append(device), nullcontext())[1])
+    for name in ("nms_owner", "soft_nms_order"):
+        options = (0.3,) if name == "nms_owner" else (0.3, 0.5, 1e-3, LINEAR)
+        _ops._launcher("._triton_nms", name)(*scene(0), None, *options)
+    assert devices == [torch.device("cpu")] * 2
 
 
 @pytest.mark.gpu

@@ -91,7 +91,8 @@ if (_library := files(__package__) / "_C.so").is_file():
 
 def _launcher(module: str, name: str) -> Callable[..., Any]:
     def launch(*args: Any) -> Any:
-        return getattr(import_module(module, __package__), name)(*args)  # importing triton takes time
+        with torch.cuda.device(args[0].device):  # a kernel starts on the current device, wherever its tensors are
+            return getattr(import_module(module, __package__), name)(*args)  # importing triton takes time
 
     return launch
 

@@ -51,7 +51,7 @@ def _box(p_boxes, i, known):  # type: ignore[no-untyped-def]
 # --- who removed whom -----------------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["threshold"])
+@triton.jit(do_not_specialize=["n", "words", "threshold"])  # another number of boxes compiles nothing
 def _overlaps(p_boxes, p_labels, p_words, p_within, n, words, threshold: tl.int64):  # type: ignore[no-untyped-def]
     """Bit i of word (j, tile): box i of that tile comes before box j and removes it, if it is itself kept.
 
@@ -73,7 +73,7 @@ def _overlaps(p_boxes, p_labels, p_words, p_within, n, words, threshold: tl.int6
             tl.store(p_within + i, tl.sum(removed << bit[:, None], 0), i < n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "words"])
 def _sweep(p_words, p_within, p_kept, p_owner, n, words):  # type: ignore[no-untyped-def]
     """Goes through the tiles: which boxes are kept, as bits, and the first kept box that removes each of the others."""
     lane = tl.arange(0, TILE)
@@ -143,7 +143,7 @@ def _score(rank, T: tl.constexpr):  # type: ignore[no-untyped-def]
     return (rank ^ ((rank >> LAST) & ~((tl.full((), -1, rank.dtype)) << LAST))).to(T, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["threshold", "sigma", "min_score"])
+@triton.jit(do_not_specialize=["n", "threshold", "sigma", "min_score"])
 def _soften(  # type: ignore[no-untyped-def]
     p_boxes, p_labels, p_scores, p_ranks, p_final, n,
     threshold: tl.int64, sigma: tl.int64, min_score: tl.int64, GAUSSIAN: tl.constexpr,
