@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch._functorch import eager_transforms
-from torch.autograd import Function
-from torch.autograd.forward_ad import make_dual, unpack_dual
+from torch.autograd import Function, forward_ad
 
 from . import _ops, _reference
 
@@ -36,8 +35,8 @@ def _refuse(*args: Any) -> Any:
 class _Operator(Function):
     """An operator, whose arguments are `tensors` tensors and other things, with its derivatives.
 
-    A formula registered for an operator has no forward mode, where tangents would silently be zero, and a Function that
-    has one cannot be compiled. So calls go through the Function, and compiled code to the operator.
+    The formulas registered for an operator do not serve `torch.func`, and in forward mode tangents would silently be
+    zero; a Function serves both, but is slower to call, and cannot be compiled if it has a forward mode.
     """
 
     operator: Any
@@ -151,14 +150,15 @@ def _differentiable(function: type[_Operator]) -> Callable[..., Any]:
 
     def call(*args: Any) -> Any:
         if not torch.compiler.is_compiling():
-            return function.apply(*args)
-        primals, tangents = zip(*(unpack_dual(x) for x in args[:count]), strict=True)
+            transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+            return function.apply(*args) if transformed else operator(*args)
+        primals, tangents = zip(*(forward_ad.unpack_dual(x) for x in args[:count]), strict=True)
         if all(x is None for x in tangents):
             return operator(*args)
         if eager_transforms.JVP_NESTING > 1:  # the outer tangents would be lost
             _refuse()
         args = (*primals, *args[count:])
-        return make_dual(operator(*args), tangent(args, tangents))
+        return forward_ad.make_dual(operator(*args), tangent(args, tangents))
 
     return call
 

@@ -80,10 +80,11 @@ def _can_be_read(x: Tensor) -> bool:
 
 def _check_images(rois: Tensor, n: int) -> None:
     image = rois.detach()[:, 0]
-    wrong = ~((image >= 0) & (image < n) & (image == image.floor()))
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        raise ValueError(f"boxes[{row}, 0] must be the integer index of one of {n} images, got {image[row].item():g}")
+    if n and torch.equal(image, image.trunc().clamp(0, n - 1)):
+        return
+    for row, value in enumerate(image.tolist()):
+        if not (0 <= value < n and value == int(value)):
+            raise ValueError(f"boxes[{row}, 0] must be the integer index of one of {n} images, got {value:g}")
 
 
 def _check_levels(levels: Tensor, count: int, maps: int) -> None:
