@@ -47,7 +47,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         Neubeck and Van Gool, "Efficient Non-Maximum Suppression", ICPR 2006.
     """
     _check(boxes, iou_threshold, scores=scores)
-    return _kept(_owner(boxes, scores, None, iou_threshold), scores.detach())
+    scores = scores.detach()
+    return _kept(_owner(boxes, scores, None, iou_threshold), scores)
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
@@ -79,7 +80,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     """
     _check(boxes, iou_threshold, scores=scores)
     _check_labels(boxes, idxs, "idxs")
-    return _kept(_owner(boxes, scores, idxs, iou_threshold), scores.detach())
+    scores = scores.detach()
+    return _kept(_owner(boxes, scores, idxs, iou_threshold), scores)
 
 
 def iou_guided_nms(
@@ -136,7 +138,7 @@ def iou_guided_nms(
     cluster = scores.scatter_reduce(0, owner, scores, "amax")
     cluster_score, order = cluster.index_select(0, keep).sort(descending=True, stable=True)
     keep = keep.index_select(0, order)
-    place = torch.empty_like(owner).scatter_(0, keep, torch.arange(len(keep), device=keep.device))
+    place = owner.scatter(0, keep, torch.arange(len(keep), device=keep.device))
     return keep, cluster_score, place.index_select(0, owner)
 
 
@@ -202,7 +204,7 @@ def soft_nms(
 
 
 def _owner(boxes: Tensor, key: Tensor, labels: Tensor | None, iou_threshold: float) -> Tensor:
-    owner: Tensor = _ops.nms_owner(boxes.detach(), key.detach(), labels, iou_threshold)
+    owner: Tensor = _ops.nms_owner(boxes.detach(), key, labels, iou_threshold)
     return owner
 
 
