@@ -398,3 +398,31 @@ def test_every_thread_count_gives_the_same_bits(
         results.append(bits(call.run(_ops, name)))
     assert os.cpu_count() == 1 or torch.get_num_threads() == 8
     assert all(torch.equal(result, results[0]) for result in results[1:])
+
+
+# --- invariants -----------------------------------------------------------------------------------------------------
+
+INVALID: dict[str, tuple[str, Callable[[Call], Call]]] = {
+    "a map of 3 dimensions": ("prroi_pool", lambda c: c._replace(input=c.input[0])),
+    "a map without pixels": ("prroi_pool", lambda c: c._replace(input=c.input[..., :0])),
+    "a map of integers": ("prroi_pool", lambda c: c._replace(input=c.input.int())),
+    "boxes of 4 columns": ("prroi_pool", lambda c: c._replace(boxes=c.boxes[:, 1:])),
+    "boxes in half precision": ("prroi_pool_grad_input", lambda c: c._replace(boxes=c.boxes.half())),
+    "fewer gradients than boxes": ("prroi_pool_grad_input", lambda c: c._replace(grad=c.grad[1:])),
+    "gradients of other channels": ("prroi_pool_grad_boxes", lambda c: c._replace(grad=c.grad[:, 1:])),
+    "gradients of another dtype": ("prroi_pool_grad_boxes", lambda c: c._replace(grad=c.grad.double())),
+}
+
+
+@pytest.mark.parametrize(("name", "spoil"), INVALID.values(), ids=INVALID)
+def test_what_violates_an_invariant_is_refused(name: str, spoil: Callable[[Call], Call]) -> None:
+    call = make_call(1, 3, 6, 5)
+    n, _, h, w = call.input.shape
+    spoilt = spoil(call)
+    arguments = {
+        "prroi_pool": (spoilt.input, spoilt.boxes, 7, 7),
+        "prroi_pool_grad_input": (spoilt.grad, spoilt.boxes, n, h, w, False),
+        "prroi_pool_grad_boxes": (spoilt.grad, spoilt.input, spoilt.boxes),
+    }[name]
+    with pytest.raises(RuntimeError):
+        getattr(_ops, name)(*arguments, 0.5, False, False, False)

@@ -155,7 +155,7 @@ INLINE void unpack(const T* from, int64_t pixels, int count, S* line, int64_t st
   }
 }
 
-// Asks for what `line` will read, unless that is packed by other means than its own memory.
+// Fetches into the cache what `line` will read.
 template <int CHANNELS, bool LAST, class S>
 INLINE void prefetch(const Maps<const S, LAST>& maps, int64_t image, const Block& block, int64_t row, int64_t first,
                      int64_t pixels) {

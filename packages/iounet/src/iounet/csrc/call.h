@@ -40,6 +40,22 @@ inline Tensor empty(const std::array<int64_t, 4>& sizes, ScalarType type, bool l
                               last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
+// Boxes [K, 5] as the kernels read them. What users can get wrong has been refused in Python.
+inline Tensor dense_boxes(const Tensor& boxes) {
+  const ScalarType type = boxes.scalar_type();
+  STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(1) == 5, "boxes must be [K, 5]");
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, "boxes must be float32 or float64");
+  return torch::stable::contiguous(boxes);
+}
+
+inline void check_map(const Tensor& input) {
+  STD_TORCH_CHECK(input.dim() == 4 && input.size(2) > 0 && input.size(3) > 0, "input must be [N, C, H, W]");
+}
+
+inline void check_grad(const Tensor& grad, const Tensor& boxes) {
+  STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == boxes.size(0), "grad must be [K, C, PH, PW]");
+}
+
 // Calls with a value of the type in which the tensor is stored.
 template <class Call>
 void with_type(const Tensor& x, const Call& call) {

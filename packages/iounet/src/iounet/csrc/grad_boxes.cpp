@@ -137,13 +137,16 @@ void grad_boxes(const Tensor& grad, const Tensor& input, const Tensor& boxes, do
 
 Tensor prroi_pool_grad_boxes(const Tensor& grad, const Tensor& input, const Tensor& boxes, double scale, bool border,
                              bool aligned, bool limit) {
+  check_map(input);
+  check_grad(grad, boxes);
+  STD_TORCH_CHECK(grad.size(1) == input.size(1) && grad.scalar_type() == input.scalar_type(), "grad is of another map");
+  const Tensor rows = dense_boxes(boxes);
   const auto [x, last] = dense(input);
   const Tensor output = torch::stable::new_empty(boxes, {boxes.size(0), 5}, ScalarType::Double);
   if (output.numel() == 0) return torch::stable::to(output, boxes.scalar_type());
   with_type(x, [&]<class S>(S) {
     const auto call = last ? grad_boxes<S, true> : grad_boxes<S, false>;
-    call(dense(grad, last), x, torch::stable::contiguous(boxes), static_cast<double*>(output.mutable_data_ptr()),
-         {scale, border, aligned, limit});
+    call(dense(grad, last), x, rows, static_cast<double*>(output.mutable_data_ptr()), {scale, border, aligned, limit});
   });
   return torch::stable::to(output, boxes.scalar_type());
 }

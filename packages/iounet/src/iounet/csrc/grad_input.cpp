@@ -120,11 +120,13 @@ void grad_input(const Tensor& grad, const Tensor& boxes, const Tensor& output, c
 
 Tensor prroi_pool_grad_input(const Tensor& grad, const Tensor& boxes, int64_t n, int64_t h, int64_t w,
                              bool channels_last, double scale, bool border, bool aligned, bool limit) {
+  check_grad(grad, boxes);
+  const Tensor rows = dense_boxes(boxes);
   const Tensor output = empty({n, grad.size(1), h, w}, grad.scalar_type(), channels_last);
   if (output.numel() == 0) return output;
   with_type(grad, [&]<class S>(S) {
     const auto call = channels_last ? grad_input<S, true> : grad_input<S, false>;
-    call(dense(grad, channels_last), torch::stable::contiguous(boxes), output, {scale, border, aligned, limit});
+    call(dense(grad, channels_last), rows, output, {scale, border, aligned, limit});
   });
   return output;
 }

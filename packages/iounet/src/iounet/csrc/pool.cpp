@@ -86,12 +86,14 @@ void pool(const Tensor& input, const Tensor& boxes, const Tensor& output, const 
 
 Tensor prroi_pool(const Tensor& input, const Tensor& boxes, int64_t ph, int64_t pw, double scale, bool border,
                   bool aligned, bool limit) {
+  check_map(input);
+  const Tensor rows = dense_boxes(boxes);
   const auto [x, last] = dense(input);
   const Tensor output = empty({boxes.size(0), x.size(1), ph, pw}, x.scalar_type(), last);
   if (output.numel() == 0) return output;
   with_type(x, [&]<class S>(S) {
     const auto call = last ? pool<S, true> : pool<S, false>;
-    call(x, torch::stable::contiguous(boxes), output, {scale, border, aligned, limit});
+    call(x, rows, output, {scale, border, aligned, limit});
   });
   return output;
 }
