@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -167,6 +168,16 @@ def test_gradients_have_the_memory_format_of_the_map(last: bool) -> None:
     for x in (out, by_map):
         assert x.is_contiguous(memory_format=memory_format)
         assert x.is_contiguous() != last
+
+
+def test_a_result_that_is_kept_after_the_backward_pass_keeps_no_map(map: Tensor, corners: Tensor) -> None:
+    computed = map * 2
+    alive = weakref.ref(computed)
+    out = pool(computed, corners)
+    out.sum().backward()
+    del computed
+    assert out.requires_grad
+    assert alive() is None
 
 
 # --- vmap -----------------------------------------------------------------------------------------------------------
