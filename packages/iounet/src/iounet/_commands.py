@@ -368,7 +368,7 @@ def run_bench(options: Any) -> None:
         )
     if options.json:
         write_json(options.json, {"arguments": _arguments(options), "stages": [asdict(one) for one in timings]})
-    rows = [["ms", "iounet", "torchvision", "ratio", ""]]
+    rows = [["milliseconds", "iounet", "torchvision", "ratio", "its name"]]
     for one in timings:
         peer = ["", "", ""] if one.peer_ms is None else [f"{one.peer_ms:.2f}", f"{one.ratio:.1f}x", f"{one.peer}"]
         rows.append([one.stage, f"{one.ms:.2f}", *peer])

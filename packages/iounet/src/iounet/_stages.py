@@ -46,8 +46,9 @@ def time_stages(
 ) -> list[Timing]:
     """Time every stage `repeat` times after a first call that does not count.
 
-    The pooling workload is a map of 256 x 200 x 272 with 512 boxes; NMS has 10000 boxes, NMS guided by IoU and Soft-NMS
-    4000 and 1000; 100 boxes are refined. `size`, in (0, 1], is the share of all these that is taken.
+    The pooling workload is a map of 256 x 200 x 272 with 512 boxes; NMS has 10000 boxes that lie apart, NMS guided by
+    IoU and Soft-NMS have 4000 and 1000 around objects; 100 boxes are refined. Of all these boxes the share `size`, in
+    (0, 1], is taken.
     """
     timings = []
     for stage in _stages(device, size, seed):
@@ -114,12 +115,10 @@ def _stages(device: torch.device, size: float, seed: int) -> Iterator[_Stage]:
         "batched_nms",
         lambda: batched_nms(found, scores, labels, 0.5),
     )
-    some = slice(max(2, round(4000 * size)))
-    yield _Stage(
-        "iou_guided_nms", lambda: ops.iou_guided_nms(found[some], scores[some], scores[some].flip(0), labels[some], 0.5)
-    )
+    crowd, kinds, trusts, localizations = (x.to(device) for x in _crowded(max(10, round(4000 * size)), generator))
+    yield _Stage("iou_guided_nms", lambda: ops.iou_guided_nms(crowd, trusts, localizations, kinds, 0.5))
     few = slice(max(2, round(1000 * size)))
-    yield _Stage("soft_nms", lambda: ops.soft_nms(found[few], scores[few], 0.3))
+    yield _Stage("soft_nms", lambda: ops.soft_nms(crowd[few], trusts[few], 0.3, labels=kinds[few]))
 
     start = rois[: max(1, round(100 * size))]
     classes = torch.ones(len(start), dtype=torch.int64, device=device)
@@ -159,3 +158,15 @@ def _scattered(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     place = torch.rand(count, 2, generator=generator) * 1000
     sides = 10 + 20 * torch.rand(count, 2, generator=generator)
     return torch.cat([place, place + sides], 1), torch.rand(count, generator=generator)
+
+
+def _crowded(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """About ten boxes around each object of 20 to 220 pixels; their labels, scores and predicted IoUs."""
+    objects = max(1, count // 10)
+    centre, side = torch.rand(2, objects, 2, generator=generator)
+    centre, side = centre * 1000, 20 + 200 * side
+    of = torch.randint(objects, (count,), generator=generator)
+    moved = centre[of] + 0.1 * side[of] * torch.randn(count, 2, generator=generator)
+    half = side[of] * torch.exp(0.15 * torch.randn(count, 2, generator=generator)) / 2
+    scores, ious = torch.rand(2, count, generator=generator)
+    return torch.cat([moved - half, moved + half], 1), of % 80 + 1, scores, ious
