@@ -16,7 +16,7 @@ pytest.importorskip("PIL", reason="needs Pillow, of the extra `detection`")
 
 from iounet._files import read_weights
 from iounet._inference import ROWS, Relabelled
-from iounet._models import Recipe, build, create, restore
+from iounet._models import MODELS, Recipe, _classes, build, create, restore
 from iounet.cli import main
 from iounet.data import open_dataset, synthetic_scenes
 
@@ -295,6 +295,16 @@ def test_weights_of_torchvision_keep_their_classes_where_the_data_has_no_others(
     with pytest.raises(ValueError, match="weights must have all of a detector"):
         create(Recipe(name, ("disc",), "standalone"), "DEFAULT")
     assert get_model(name, weights="DEFAULT").state_dict().keys() == stored.keys()
+
+
+def test_every_detector_of_torchvision_names_its_labels() -> None:
+    from torchvision.models import get_model_weights
+
+    for name in MODELS[1:]:
+        for entry in get_model_weights(name):
+            known = _classes(entry)
+            assert known[0] == "person"
+            assert len(known) == (1 if name.startswith("keypoint") else 90)
 
 
 def test_frozen_norms_are_built_again_and_recognised(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ __all__ = ["MODELS", "Recipe", "build", "create", "restore"]
 
 MODELS = ("small", *models.list_models(module=models.detection))
 _FIXED_SIZE = ("ssd300_vgg16", "ssdlite320_mobilenet_v3_large")
-_BACKGROUND = "__background__"
 _MOST = 100_000  # of classes, and of pixels; more is a damaged file
 
 
@@ -114,7 +113,7 @@ def create(
     else:
         entry = _named_weights(recipe.model, weights)
         donor = _torchvision(detector, weights=entry)
-        known = tuple(name for name in entry.meta["categories"] if name != _BACKGROUND)
+        known = _classes(entry)
         detector = replace(detector, classes=_class_space(recipe.classes, known), frozen_eps=_frozen_eps(donor))
         donated = donor.state_dict()
     model = build(detector)
@@ -159,7 +158,7 @@ def restore(weights: str, model: str | None, classes: Sequence[str] | None) -> t
         raise ValueError(f"--weights must be a file, or a name of torchvision's with --model, got {weights!r}")
     entry = _named_weights(model, weights)
     net = models.get_model(model, weights=entry)
-    known = tuple(name for name in entry.meta["categories"] if name != _BACKGROUND)
+    known = _classes(entry)
     return net, Recipe(model, known, frozen_eps=_frozen_eps(net))
 
 
@@ -197,6 +196,11 @@ def _named_weights(model: str, name: str) -> Any:
         allowed = ", ".join(names.__members__)
         raise ValueError(f"--weights must be none, backbone, {allowed} or a file for {model}, got {name!r}")
     return names[name]
+
+
+def _classes(entry: Any) -> tuple[str, ...]:
+    """What torchvision's weights know; the first of their categories is the background, whatever its name."""
+    return tuple(entry.meta["categories"][1:])
 
 
 def _of_file(
