@@ -27,7 +27,7 @@ def with_image(boxes):
 pool = iounet.PrRoIPool2d(7, spatial_scale=1.0)
 head = iounet.IoUHead(in_channels=1, num_classes=2, hidden=128)
 optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3)
-for step in range(300):
+for _ in range(300):
     maps, gt = scenes(16)
     boxes, iou = iounet.sample_jittered_boxes(gt, 8, low=0.5)  # uniform in IoU
     rows = with_image(gt).repeat_interleave(8, 0)
