@@ -164,6 +164,7 @@ def prroi_pool(
         ValueError: a shape, size, scale or option is not one of the above; an image does not exist.
 
     Example:
+        >>> import iounet
         >>> map = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
         >>> iounet.ops.prroi_pool(map, torch.tensor([[0.0, 0.0, 0.0, 1.0, 1.0]]), 2)
         tensor([[[[1.7500, 2.2500],
@@ -196,6 +197,7 @@ class PrRoIPool2d(nn.Module):
         ValueError: as `iounet.ops.prroi_pool`, when the module is made.
 
     Example:
+        >>> import iounet
         >>> pool = iounet.PrRoIPool2d(7, spatial_scale=0.25)
         >>> pool(torch.randn(1, 256, 50, 68), [torch.tensor([[10.0, 20.0, 120.0, 90.0]])]).shape
         torch.Size([1, 256, 7, 7])
@@ -259,6 +261,7 @@ class MultiScalePrRoIPool(nn.Module):
             exist.
 
     Example:
+        >>> import iounet
         >>> pool = iounet.MultiScalePrRoIPool(["0", "1"], output_size=7)
         >>> maps = {"0": torch.randn(1, 8, 64, 64), "1": torch.randn(1, 8, 32, 32)}
         >>> boxes = [torch.tensor([[10.0, 20.0, 120.0, 90.0], [0.0, 0.0, 250.0, 255.0]])]

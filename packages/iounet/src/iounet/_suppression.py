@@ -39,6 +39,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         TypeError: ``boxes`` or ``scores`` are not floating.
 
     Example:
+        >>> import iounet
         >>> boxes = torch.tensor([[0.0, 0, 10, 10], [3, 0, 13, 10], [6, 0, 16, 10]])
         >>> iounet.ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5)
         tensor([0, 2])
@@ -71,6 +72,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
         TypeError: ``boxes`` or ``scores`` are not floating, or ``idxs`` are not integers.
 
     Example:
+        >>> import iounet
         >>> boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [0, 0, 10, 10]])
         >>> iounet.ops.batched_nms(boxes, torch.tensor([0.7, 0.8, 0.9]), torch.tensor([1, 1, 2]), 0.5)
         tensor([2, 1])
@@ -119,6 +121,7 @@ def iou_guided_nms(
         TypeError: ``boxes``, ``scores`` or ``localization`` are not floating, or ``labels`` are not integers.
 
     Example:
+        >>> import iounet
         >>> boxes = torch.tensor([[0.0, 0, 10, 10], [3, 0, 13, 10], [6, 0, 16, 10]])
         >>> scores, ious = torch.tensor([0.2, 0.9, 0.5]), torch.tensor([0.9, 0.8, 0.7])
         >>> iounet.ops.iou_guided_nms(boxes, scores, ious, torch.tensor([1, 1, 1]))
@@ -181,6 +184,7 @@ def soft_nms(
         TypeError: ``boxes`` or ``scores`` are not floating, or ``labels`` are not integers.
 
     Example:
+        >>> import iounet
         >>> boxes = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [20, 0, 30, 10]])
         >>> iounet.ops.soft_nms(boxes, torch.tensor([0.9, 0.6, 0.5]))
         (tensor([0, 2, 1]), tensor([0.9000, 0.5000, 0.4000]))
