@@ -26,6 +26,7 @@ def prroi_pool2d(features: Tensor, rois: Boxes, pooled_height: int, pooled_width
     """`iounet.ops.prroi_pool` with the signature of the official function.
 
     Example:
+        >>> import torch
         >>> import iounet
         >>> map = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
         >>> iounet.compat.prroi_pool2d(map, torch.tensor([[0.0, 0.0, 0.0, 1.0, 1.0]]), 1, 2, 1.0)
@@ -38,6 +39,7 @@ def prroi_pool(features: Tensor, rois: Boxes, output_size: int | Sequence[int], 
     """`iounet.ops.prroi_pool` with the signature of mmcv's function.
 
     Example:
+        >>> import torch
         >>> import iounet
         >>> map = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
         >>> iounet.compat.prroi_pool(map, torch.tensor([[0.0, 0.0, 0.0, 1.0, 1.0]]), (1, 2))
@@ -54,6 +56,7 @@ class PrRoIPool2D(nn.Module):
         spatial_scale: pixels of the map per pixel of the image.
 
     Example:
+        >>> import torch
         >>> import iounet
         >>> pool = iounet.compat.PrRoIPool2D(7, 7, 0.25)
         >>> pool(torch.randn(1, 8, 32, 32), torch.tensor([[0.0, 10.0, 20.0, 120.0, 90.0]])).shape
@@ -79,6 +82,7 @@ class PrRoIPool(nn.Module):
         spatial_scale: pixels of the map per pixel of the image (default 1, of mmcv).
 
     Example:
+        >>> import torch
         >>> import iounet
         >>> pool = iounet.compat.PrRoIPool((7, 7), spatial_scale=0.25)
         >>> pool(torch.randn(1, 8, 32, 32), torch.tensor([[0.0, 10.0, 20.0, 120.0, 90.0]])).shape
