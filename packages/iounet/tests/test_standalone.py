@@ -285,6 +285,20 @@ def test_the_threshold_and_number_of_detections_are_those_given() -> None:
         assert len(net.rescore(images((48, 72)), [one])[0]["boxes"]) == kept
 
 
+def test_training_boxes_are_where_the_transform_puts_the_ground_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = plain(transform=GeneralizedRCNNTransform(64, 256, [0.5] * 3, [0.5] * 3), samples_per_image=20)
+    seen: dict[str, Any] = {}
+    net.iou_roi_pool.register_forward_pre_hook(lambda _, args: seen.update(boxes=args[1]))
+    monkeypatch.setattr(net.iou_head, "loss", lambda raw, labels, iou: seen.update(iou=iou) or raw.sum())
+    gt = torch.tensor([[10.0, 8, 40, 40], [20, 20, 60, 100]])
+    given = [{"boxes": box[None], "labels": torch.tensor([1])} for box in gt]
+    net.train()(images((48, 72), (120, 80)), given)
+    scale = torch.tensor([64 / 48, 64 / 80])[:, None]
+    expected = paired_iou(torch.stack(seen["boxes"]), (gt * scale)[:, None])
+    torch.testing.assert_close(seen["iou"], expected.flatten(), atol=1e-5, rtol=0)
+    assert [target["boxes"].tolist() for target in given] == [[box] for box in gt.tolist()]
+
+
 def test_a_backbone_with_gradients_is_trained_along() -> None:
     net = plain(samples_per_image=20)
     assert net.backbone.training
@@ -296,7 +310,7 @@ def test_a_backbone_with_gradients_is_trained_along() -> None:
     assert net.iou_head.training
 
 
-def test_training_lowers_the_loss_and_predictions_follow_the_true_iou() -> None:
+def test_training_lowers_the_loss_and_what_is_learned_refines_boxes() -> None:
     image = torch.zeros(3, 64, 64)
     image[:, 16:44, 12:50] = 1
     gt = torch.tensor([[12.0, 16, 50, 44]])
@@ -314,10 +328,14 @@ def test_training_lowers_the_loss_and_predictions_follow_the_true_iou() -> None:
     shift = torch.arange(0.0, 12, 2)
     boxes = gt + torch.stack([shift, 0 * shift, shift, 0 * shift], 1)
     candidates = {"boxes": boxes, "scores": torch.ones(6), "labels": torch.ones(6, dtype=torch.int64)}
-    net.iou_options = type(net.iou_options)(nms="nms", iou_threshold=1.0, refine=False)
+    options = {"nms": "nms", "iou_threshold": 1.0, "refine_options": LOG}
+    net.iou_options = type(net.iou_options)(**options, refine=False)
     predicted = net.rescore([image], [candidates])[0]["ious"]
     true = paired_iou(boxes, gt)
     assert torch.corrcoef(torch.stack([predicted, true]))[0, 1] > 0.9
+    net.iou_options = type(net.iou_options)(**options)
+    refined = paired_iou(net.rescore([image], [candidates])[0]["boxes"], gt)
+    assert refined.mean() > true.mean() + 0.05
 
 
 def test_a_single_map_is_enough() -> None:
