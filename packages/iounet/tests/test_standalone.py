@@ -67,7 +67,7 @@ def detector(kind: str) -> Any:
         max_size=128,
         rpn_anchor_generator=anchors,
         rpn_post_nms_top_n_test=30,
-        box_roi_pool=MultiScaleRoIAlign(["0", "1"], 7, 2),
+        box_roi_pool=MultiScaleRoIAlign(["0", "1", "9"], 7, 2),
         box_head=TwoMLPHead(8 * 49, 32),
         box_predictor=FastRCNNPredictor(32, CLASSES),
         box_detections_per_img=20,

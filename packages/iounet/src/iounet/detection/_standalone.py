@@ -43,7 +43,7 @@ class StandaloneIoUNet(nn.Module):
             trained as far as its parameters require gradients; if none does it stays in evaluation mode. Its maps are
             told by one black image of 224 x 224, or of the transform's fixed size.
         num_classes: as in the detector, where 0 is the background.
-        featmap_names: the maps to pool from (default None: all).
+        featmap_names: the maps to pool from, among those that there are (default None: all).
         channels: width that maps of unequal width are brought to (default 256, of feature pyramids).
         transform: a ``GeneralizedRCNNTransform`` that normalises, resizes and stacks the images (default None: images
             are stacked as they are, padded to a multiple of 32).
@@ -52,7 +52,7 @@ class StandaloneIoUNet(nn.Module):
             detector's ``nms_thresh``. They are read at each call: ``net.iou_options = dataclasses.replace(...)``.
 
     Raises:
-        ValueError: an option is out of its range, or the backbone has no map of a given name.
+        ValueError: an option is out of its range, or the backbone has no map of the given names.
 
     Example::
 
@@ -85,10 +85,9 @@ class StandaloneIoUNet(nn.Module):
         self.detections_per_img = detections_per_img
         self.source: Any = _Source(backbone, _AsTheyAre() if transform is None else transform)
         found = _widths(backbone, self.transform)
-        chosen = list(found if featmap_names is None else featmap_names)
-        if missing := [name for name in chosen if name not in found]:
-            raise ValueError(f"featmap_names must be among {', '.join(found)}, got {', '.join(missing)}")
-        self.featmap_names = [name for name in found if name in chosen]  # finest first
+        self.featmap_names = [name for name in found if featmap_names is None or name in featmap_names]
+        if not self.featmap_names:
+            raise ValueError(f"featmap_names must have one of {', '.join(found)}, got {list(featmap_names or [])}")
         widths = [found[name] for name in self.featmap_names]
         self.lateral: nn.ModuleList | None = None
         if len(set(widths)) > 1:
@@ -126,8 +125,7 @@ class StandaloneIoUNet(nn.Module):
         detector: Any = model
         settings = nms_settings(model)
         if featmap_names is None and settings is not model:
-            found = _widths(detector.backbone, detector.transform)
-            featmap_names = [name for name in settings.box_roi_pool.featmap_names if name in found]
+            featmap_names = settings.box_roi_pool.featmap_names
         if options.get("iou_threshold") is None and options.get("nms") != "soft":
             options["iou_threshold"] = settings.nms_thresh
         net = cls(
