@@ -492,7 +492,7 @@ def test_weights_are_read_from_state_dicts_and_safetensors(tmp_path: Path) -> No
     torch.save({"a": torch.zeros(1), "b": "text"}, tmp_path / "text.pth")
     with pytest.raises(ValueError, match="'b'"):
         read_weights(tmp_path / "text.pth")
-    safetensors = pytest.importorskip("safetensors.torch", reason="needs safetensors")
+    safetensors = pytest.importorskip("safetensors.torch", reason="needs safetensors, of the extra `safetensors`")
     safetensors.save_file(weights, tmp_path / "w.safetensors")
     assert {name: x.tolist() for name, x in read_weights(tmp_path / "w.safetensors")[0].items()} == {
         "a.weight": [0, 1, 2],

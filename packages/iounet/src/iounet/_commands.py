@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed
 
-from . import coco, training
+from . import training
 from ._files import write_json, written_aside
 from ._inference import (
     ROWS,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from .coco import Report
     from .data import DetectionDataset
 
 __all__ = ["run_bench", "run_eval", "run_refine", "run_train", "run_viz"]
@@ -157,6 +158,8 @@ def _arguments(options: Any) -> dict[str, Any]:
 
 def run_eval(options: Any) -> None:
     """Evaluate every row on the same images; the table and the JSON."""
+    from . import coco
+
     _model_name(options)
     dataset = open_dataset(options.data, options.split)
     model, recipe = restore(options.weights, options.model, dataset.classes)
@@ -198,7 +201,7 @@ def _rows(wanted: Sequence[str] | None, model: nn.Module) -> list[str]:
     return list(dict.fromkeys(wanted or possible))
 
 
-def _comparison(reports: dict[str, coco.Report]) -> str:
+def _comparison(reports: dict[str, Report]) -> str:
     """A line for each row: precisions in percent, correlations with the true IoU, milliseconds per image."""
     names = ["ap", "ap50", "ap60", "ap70", "ap75", "ap80", "ap90", "ar"]
     table = [["", *(name.upper() for name in names), "r score", "r IoU", "ms"]]
@@ -340,7 +343,7 @@ def _steps(changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _plot(out: Path, truth: dict[str, Any], results: list[dict[str, Any]], paths: list[dict[str, Tensor]]) -> None:
     """How confidences and the true IoU belong together, and what each step of the refinement changes."""
-    from . import viz
+    from . import coco, viz
 
     figures = {}
     report = coco.evaluate(truth, results)

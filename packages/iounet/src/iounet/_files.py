@@ -90,7 +90,7 @@ def _read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError:
-        raise ImportError(f"reading {os.fspath(path)} needs safetensors: pip install safetensors") from None
+        raise ImportError(f"reading {os.fspath(path)} needs safetensors: pip install 'iounet[safetensors]'") from None
     with open(path, "rb"):  # a missing file is an OSError, as elsewhere
         pass
     try:

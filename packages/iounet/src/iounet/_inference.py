@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from . import coco
 from ._boxes import pairwise_iou
 from .data._images import SUFFIXES, need_pillow, read_rgb, size_of
 from .detection import StandaloneIoUNet
@@ -81,6 +80,8 @@ class Images:
         self, classes: Sequence[str], image_ids: Sequence[int], detections: Sequence[Detections]
     ) -> list[dict[str, Any]]:
         """COCO results with the names of files and classes, as there are no annotations to look them up in."""
+        from . import coco
+
         results = coco.to_results(
             range(1, len(classes) + 1), image_ids, [on(one, torch.device("cpu")) for one in detections]
         )
@@ -112,6 +113,8 @@ def to_results(
     dataset: DetectionDataset, classes: Sequence[str], image_ids: Sequence[int], detections: Sequence[Detections]
 ) -> list[dict[str, Any]]:
     """COCO results of a model's detections; those of classes that the data does not have are left out."""
+    from . import coco
+
     ids = dict(zip(dataset.classes, dataset.category_ids, strict=True))
     known = torch.tensor([False, *(name in ids for name in classes)])
     kept = [{name: x.cpu()[known[one["labels"].cpu()]] for name, x in one.items()} for one in detections]
@@ -213,6 +216,8 @@ def candidates(path: str, dataset: DetectionDataset, classes: Sequence[str]) -> 
     Raises:
         ValueError: an entry is malformed, or names an image or a category that the data does not have.
     """
+    from . import coco
+
     found, _ = coco._found(path, coco._table(dataset))
     labels = Relabelled(dataset, classes).labels[torch.from_numpy(found.label)]
     boxes = torch.from_numpy(found.xywh).clone()
