@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 THRESHOLD = 0.5  # of both kinds of NMS; chosen on the validation images, as everything here
 PAPER: dict[str, Any] = {"step": 0.5, "scale": "size", "on_degrade": "keep"}
-MONOTONE: dict[str, Any] = {"step": 0.05, "scale": "log", "on_degrade": "backtrack"}
+MONOTONE: dict[str, Any] = {"step": 0.05, "steps": 10, "scale": "log", "on_degrade": "backtrack"}
 NMS, UPPER = "NMS", "IoU-NMS by the true IoU"
 RULES: dict[str, dict[str, Any]] = {
     "IoU-NMS": {"refine": False},
@@ -155,18 +155,8 @@ def iterated(detector: FasterRCNN, net: StandaloneIoUNet, dataset: DetectionData
         paths = {"the detector's regression, again and again": _regressed(detector, features, size, start, labels)}
         predict = _predictor(net, size, start, labels, features)
         for name, rule in (("refinement, the paper's", PAPER), ("refinement, log/backtrack", MONOTONE)):
-            rows = torch.arange(len(start))
-            result = refine_boxes(
-                predict,
-                features,
-                start,
-                rows,
-                steps=ITERATIONS,
-                stop=0.0,
-                image_sizes=[size],
-                return_trajectory=True,
-                **rule,
-            )
+            options = {**rule, "steps": ITERATIONS, "stop": 0.0, "image_sizes": [size], "return_trajectory": True}
+            result = refine_boxes(predict, features, start, torch.arange(len(start)), **options)
             paths[name] = list(result.trajectory)
         for name, path in paths.items():
             iou = torch.stack([_true_iou(boxes, labels, truth).sum() for boxes in path])
