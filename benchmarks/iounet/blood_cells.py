@@ -31,7 +31,8 @@ RULES: dict[str, dict[str, Any]] = {
     "IoU-NMS": {"refine": False},
     "+ refinement, the paper's": {"refine_options": PAPER},
     "+ refinement, log/backtrack": {"refine_options": MONOTONE},
-    "+ score x IoU": {"refine_options": MONOTONE, "score": "product"},
+    "+ the same, NMS by score x IoU": {"refine_options": MONOTONE, "key": "product"},
+    "+ the same, ranked by score x IoU": {"refine_options": MONOTONE, "score": "product"},
 }
 MEAN, STD = [0.66, 0.64, 0.71], [0.16, 0.19, 0.09]  # of the images
 CANDIDATES = 1000
