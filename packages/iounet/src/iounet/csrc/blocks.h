@@ -155,15 +155,17 @@ INLINE void unpack(const T* from, int64_t pixels, int count, S* line, int64_t st
   }
 }
 
-// Fetches into the cache what `line` will read.
-template <int CHANNELS, bool LAST, class S>
-INLINE void prefetch(const Maps<const S, LAST>& maps, int64_t image, const Block& block, int64_t row, int64_t first,
+enum class For { kReading, kWriting };
+
+// Fetches into the cache what `line` will read of a block, or `unpack` will write.
+template <For USE = For::kReading, bool LAST, class S>
+INLINE void prefetch(const Maps<S, LAST>& maps, int64_t image, const Block& block, int64_t row, int64_t first,
                      int64_t pixels) {
   constexpr int kLine = 64 / int(sizeof(S));
   const S* x = maps.at(image, block.channel, std::min(row, maps.height - 1), first);
-  const int64_t length = LAST ? CHANNELS : pixels;
+  const int64_t length = LAST ? block.count : pixels;
   for (int64_t i = 0; i < (LAST ? pixels : block.count); ++i, x += maps.stride())
-    for (int64_t j = 0; j < length; j += kLine) __builtin_prefetch(x + j);
+    for (int64_t j = 0; j < length; j += kLine) __builtin_prefetch(x + j, int(USE));
 }
 
 // A line of pixels of a block from `first` on: the tensor's own memory where that will do, or packed.

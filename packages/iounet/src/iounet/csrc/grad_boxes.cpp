@@ -65,6 +65,7 @@ struct GradBoxes {
     for (int64_t i = begin; i < end; ++i) {
       const Block& block = pairs.blocks[pairs.block(i)];
       const size_t k = pairs.box(i);
+      if (i + 1 < end) prefetch(grad, int64_t(pairs.box(i + 1)), pairs.blocks[pairs.block(i + 1)], 0, 0, grad.width);
       Ends& to = ends[k * pairs.blocks.size() + pairs.block(i)];
       if (block.count > kNarrow<T>)
         pull<BYTES, kWide<T>>(block, k, packed_grad.get(), packed.get(), along.get(), to);
@@ -87,7 +88,7 @@ struct GradBoxes {
     const T* first_weight = roi.y.lines[0].weights;
     for (int32_t r = 0; r < roi.y.pixels; ++r) {
       const Line<T>& y = roi.y.lines[size_t(r)];
-      prefetch<CHANNELS>(input, roi.image, block, roi.y.first + r + kAhead, roi.x.first, roi.x.pixels);
+      prefetch(input, roi.image, block, roi.y.first + r + kAhead, roi.x.first, roi.x.pixels);
       const T* row =
           line<BYTES, CHANNELS>(input, roi.image, block, roi.y.first + r, roi.x.first, roi.x.pixels, packed, stride);
       pull_row<BYTES, CHANNELS>(row, stride, g, grad_stride, roi.x, y, along_x,

@@ -59,9 +59,10 @@ struct Pool {
     const Roi<T>& roi = rois[size_t(k)];
     const T start = roi.image < 0 ? std::numeric_limits<T>::quiet_NaN() : T(0);
     for (int64_t i = 0; i < output.width * CHANNELS; ++i) sums[i] = start;
+    prefetch<For::kWriting>(output, k, block, 0, 0, output.width);
     for (int32_t r = 0; r < roi.y.pixels; ++r) {
       int64_t stride;
-      prefetch<CHANNELS>(input, roi.image, block, roi.y.first + r + kAhead, roi.x.first, roi.x.pixels);
+      prefetch(input, roi.image, block, roi.y.first + r + kAhead, roi.x.first, roi.x.pixels);
       const T* row =
           line<BYTES, CHANNELS>(input, roi.image, block, roi.y.first + r, roi.x.first, roi.x.pixels, packed, stride);
       pool_row<BYTES, CHANNELS>(row, stride, roi.x, roi.y.lines[size_t(r)], sums);
