@@ -78,7 +78,8 @@ def _axis(  # type: ignore[no-untyped-def]
     tl.store(p_span + 1, end)
     k = tl.arange(0, BINS)[None, :]
     start, stop = low + (high - low) * k.to(tl.float64) / P, low + (high - low) * (k + 1).to(tl.float64) / P
-    for at in range(first, end, COLUMNS):
+    at = first
+    while at < end:
         index = at + tl.arange(0, COLUMNS)[:, None]
         pixel = index.to(tl.float64)
         p, known = p_table + index * BINS + k, (index < end) & (k < P)
@@ -88,6 +89,7 @@ def _axis(  # type: ignore[no-untyped-def]
             by_start, by_stop = _slopes(weight, start, stop, pixel, last, BORDER)
             tl.store(p + s_part, by_start.to(p_table.dtype.element_ty), known)
             tl.store(p + 2 * s_part, by_stop.to(p_table.dtype.element_ty), known)
+        at += COLUMNS
 
 
 @triton.jit
@@ -166,17 +168,21 @@ def _pool(  # type: ignore[no-untyped-def]
     p_wy += (row * height + first_y) * ROWS + p
     p_wx += row * width * COLS + q[None, :]
     total = tl.zeros((ROWS, COLS, C), p_wy.dtype.element_ty)
-    for at in range(first_x, end_x, COLUMNS):
+    at = first_x
+    while at < end_x:
         x = at + tl.arange(0, COLUMNS)[:, None]
         wx = tl.load(p_wx + x * COLS, (x < end_x) & (q < PW)[None, :], 0.0)
         p_strip, p_level = p_map + x.to(tl.int64) * s_w, p_wy
         inside = (x < end_x) & (c < channels)[None, :]
-        for _ in range(first_y, end_y):
+        y = first_y
+        while y < end_y:
             strip = tl.load(p_strip, inside, 0.0).to(wx.dtype)
             bins = tl.sum(wx[:, :, None] * strip[:, None, :], 0)
             total += tl.load(p_level, p < PH, 0.0)[:, None, None] * bins[None, :, :]
             p_strip += s_h
             p_level += ROWS
+            y += 1
+        at += COLUMNS
     if image < 0:
         total += float("nan")
     p_bin = p_out + row * o_k + p[:, None, None].to(tl.int64) * o_h + q[None, :, None].to(tl.int64) * o_w
@@ -220,8 +226,8 @@ def _list_boxes(p_spans, p_list, p_count, boxes, height, width):  # type: ignore
     tile = tl.program_id(0)
     x, y, image = tile % across * TILE, tile // across % down * TILE, tile // (across * down)
     p_list += tile.to(tl.int64) * boxes
-    found = 0
-    for at in range(0, boxes, SCAN):
+    at, found = 0, 0
+    while at < boxes:
         rows = at + tl.arange(0, SCAN)
         p, known = p_spans + rows.to(tl.int64) * SPAN, rows < boxes
         touch = tl.load(p + IMAGE, known, -1) == image
@@ -229,6 +235,7 @@ def _list_boxes(p_spans, p_list, p_count, boxes, height, width):  # type: ignore
         touch &= (tl.load(p + FIRST_X, known, 0) < x + TILE) & (tl.load(p + END_X, known, 0) > x)
         tl.store(p_list + found + tl.cumsum(touch.to(tl.int32), 0) - 1, rows, touch)
         found += tl.sum(touch.to(tl.int32), 0)
+        at += SCAN
     tl.store(p_count + tile, found)
 
 
@@ -245,7 +252,8 @@ def _gather(  # type: ignore[no-untyped-def]
     x = tile % across * TILE + tl.arange(0, TILE)
     y = tile // across % down * TILE + tl.arange(0, TILE)
     total = tl.zeros((TILE, TILE, C), p_wy.dtype.element_ty)
-    for at in range(tl.load(p_count + tile)):
+    at, count = 0, tl.load(p_count + tile)
+    while at < count:
         row = tl.load(p_list + tile.to(tl.int64) * boxes + at).to(tl.int64)
         p_span = p_spans + row * SPAN
         in_y = (y >= tl.load(p_span + FIRST_Y)) & (y < tl.load(p_span + END_Y))
@@ -258,6 +266,7 @@ def _gather(  # type: ignore[no-untyped-def]
                 grad = tl.load(p_bin + p * g_h + q * g_w, c < channels, 0.0).to(line.dtype)
                 line += tl.load(p_column + q, in_x, 0.0)[:, None] * grad[None, :]
             total += tl.load(p_level + p, in_y, 0.0)[:, None, None] * line[None, :, :]
+        at += 1
     p_pixel = p_out + (tile // (across * down)).to(tl.int64) * o_n + y[:, None, None].to(tl.int64) * o_h
     p_pixel += x[None, :, None].to(tl.int64) * o_w
     kept = (y < height)[:, None, None] & (x < width)[None, :, None] & (c < channels)[None, None, :]
@@ -318,14 +327,16 @@ def _edge_gradients(  # type: ignore[no-untyped-def]
     p_wx += row * width * COLS + q[None, :]
     by_top, by_bottom = tl.zeros((ROWS,), grad.dtype), tl.zeros((ROWS,), grad.dtype)
     by_left, by_right = tl.zeros((COLS,), grad.dtype), tl.zeros((COLS,), grad.dtype)
-    for at in range(first_x, end_x, COLUMNS):
+    at = first_x
+    while at < end_x:
         x = at + tl.arange(0, COLUMNS)[:, None]
         p_column, in_x = p_wx + x * COLS, (x < end_x) & (q < PW)[None, :]
         wx, left = tl.load(p_column, in_x, 0.0), tl.load(p_column + part_x, in_x, 0.0)
         right = tl.load(p_column + 2 * part_x, in_x, 0.0)
         p_strip, p_level = p_map + x.to(tl.int64) * s_w, p_wy
         inside = (x < end_x) & (c < channels)[None, :]
-        for _ in range(first_y, end_y):
+        y = first_y
+        while y < end_y:
             strip = tl.load(p_strip, inside, 0.0).to(grad.dtype)[:, None, :]
             up = tl.sum(grad * tl.load(p_level, p < PH, 0.0)[:, None, None], 0)
             by_left += tl.sum(up * tl.sum(strip * left[:, :, None], 0), 1)
@@ -335,6 +346,8 @@ def _edge_gradients(  # type: ignore[no-untyped-def]
             by_bottom += along * tl.load(p_level + 2 * part_y, p < PH, 0.0)
             p_strip += s_h
             p_level += ROWS
+            y += 1
+        at += COLUMNS
     if image < 0:
         by_top += float("nan")
         by_left += float("nan")
