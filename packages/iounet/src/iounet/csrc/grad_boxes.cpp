@@ -1,5 +1,4 @@
-// The gradient of the boxes, from the map and the weights' derivatives: dx = sum (Wy F dWx^T) G, dy = sum (dWy F Wx^T)
-// G.
+// The gradient of the boxes, by the derivatives of the weights: dx sums (Wy F dWx^T) G and dy sums (dWy F Wx^T) G.
 #include <torch/csrc/stable/library.h>
 
 #include "blocks.h"
@@ -10,9 +9,8 @@ namespace {
 
 using Ends = std::array<double, 4>;  // x1, y1, x2, y2
 
-// One row of the map, seen by all bins. Where the column weight of a pixel in a bin rises, the sum of all outputs times
-// their gradients rises by along_x, and by along_y with the weight of the row in a line of bins: added up over
-// channels, but for the lanes of a vector.
+// Adds what one row of the map gives to the gradients of the weights: along_x of each pixel in each bin of a line,
+// along_y of this row in each line of bins. Each is a vector, whose lanes are still to be summed.
 template <int BYTES, int CHANNELS, class T>
 INLINE void pull_row(const T* row, int64_t stride, const T* grad, int64_t grad_stride, const Table<T>& x,
                      const Line<T>& y, T* along_x, T* along_y) {
