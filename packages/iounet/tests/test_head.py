@@ -212,3 +212,15 @@ def test_bad_input_is_refused() -> None:
         head.loss(head(x), torch.tensor([1, 2, -1, 0]), iou)
     with pytest.raises(ValueError, match=r"iou must have shape \[4\] as raw has rows, got \[3\]"):
         head.loss(head(x), labels, iou[:3])
+
+
+def test_gradients_are_the_same_bits_every_time_with_several_threads() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        head = IoUHead(4, 3, hidden=256)
+        x, labels, iou = torch.randn(4000, 4, 7, 7), torch.randint(1, 3, (4000,)), torch.rand(4000)
+        runs = [torch.autograd.grad(head.loss(head(x, labels), labels, iou), [*head.parameters()]) for _ in range(4)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
