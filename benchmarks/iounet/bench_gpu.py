@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import bench_pooling
+import torch
 from harness import GPU, Contestant, Context, Race, UnequalError, Versus, Workload, at_least, at_most, within_twice
+
+from iounet import _reference, ops
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,29 +22,15 @@ DEVICE = "cuda"
 
 @cache
 def workload() -> dict[str, Any]:
-    """A quarter-size map of an image of 800 x 1088, 512 boxes of 16 to 112 pixels, 7 x 7 bins, and gradients."""
-    import torch
-
-    generator = torch.Generator().manual_seed(1)
-    u = [torch.rand(512, generator=generator) for _ in range(4)]
-    size = torch.exp(math.log(16) + u[0] * math.log(7))
-    aspect = torch.exp((2 * u[1] - 1) * math.log(2))
-    w, h = size * aspect.sqrt(), size / aspect.sqrt()
-    x, y = u[2] * (1088 - w), u[3] * (800 - h)
-    boxes = torch.stack((torch.zeros_like(x), x, y, x + w, y + h), 1)
-    input = torch.randn(1, 256, 200, 272, generator=generator)
-    grad = torch.randn(512, 256, 7, 7, generator=generator)
-    given = {"input": input.to(DEVICE), "boxes": boxes.to(DEVICE), "grad": grad.to(DEVICE)}
+    """That of the CPU."""
+    same = bench_pooling.workload(smoke=False)
+    given = {name: getattr(same, name).to(DEVICE) for name in ("input", "boxes", "grad")}
     last = {f"{name} last": given[name].contiguous(memory_format=torch.channels_last) for name in ("input", "grad")}
     return given | last
 
 
 def exact(name: str, *given: Any) -> Any:
     """The reference in float64, on the CPU."""
-    import torch
-
-    from iounet import _reference
-
     given = tuple(x.cpu().double() if torch.is_tensor(x) else x for x in given)
     return getattr(_reference, name)(*given).to(DEVICE)
 
@@ -50,8 +39,6 @@ def exact(name: str, *given: Any) -> Any:
 
 
 def forward_contestants(context: Context) -> Mapping[str, Callable[[], Contestant]]:
-    import torch
-
     given, pool = workload(), torch.ops.iounet.prroi_pool
 
     def vision() -> Contestant:
@@ -67,10 +54,6 @@ def forward_contestants(context: Context) -> Mapping[str, Callable[[], Contestan
 
 
 def forward_equal(context: Context) -> str:
-    import torch
-
-    from iounet import _reference
-
     given = workload()
     few = given["input"], given["boxes"][:64], 7, 7, *ARGS
     return within_twice(
@@ -109,8 +92,6 @@ def atomic_kernel() -> Any:
 
 def atomic_gradient(grad: Any, boxes: Any) -> Any:
     """The same mathematics, and channels_last, in which atomic additions are fastest."""
-    import torch
-
     from iounet import _triton
 
     height, width, channels = 200, 272, grad.shape[1]
@@ -121,8 +102,6 @@ def atomic_gradient(grad: Any, boxes: Any) -> Any:
 
 
 def gradient_contestants(context: Context) -> Mapping[str, Callable[[], Contestant]]:
-    import torch
-
     given, gradient = workload(), torch.ops.iounet.prroi_pool_grad_input
     size = 1, 200, 272
 
@@ -142,10 +121,6 @@ def gradient_contestants(context: Context) -> Mapping[str, Callable[[], Contesta
 
 
 def gradient_equal(context: Context) -> str:
-    import torch
-
-    from iounet import _reference
-
     given = workload()
     few = given["grad"][:64], given["boxes"][:64], 1, 200, 272, False, *ARGS
     truth, reference = exact("prroi_pool_grad_input", *few), _reference.prroi_pool_grad_input(*few)
@@ -161,21 +136,15 @@ def gradient_equal(context: Context) -> str:
 
 
 def box_contestants(context: Context) -> Mapping[str, Callable[[], Contestant]]:
-    import torch
-
-    given, ops = workload(), torch.ops.iounet
+    given, kernels = workload(), torch.ops.iounet
     both = given["grad last"], given["input last"], given["boxes"]
     return {
-        "box gradient": lambda: Contestant(lambda: ops.prroi_pool_grad_boxes(*both, *ARGS)),
-        "forward": lambda: Contestant(lambda: ops.prroi_pool(given["input last"], given["boxes"], 7, 7, *ARGS)),
+        "box gradient": lambda: Contestant(lambda: kernels.prroi_pool_grad_boxes(*both, *ARGS)),
+        "forward": lambda: Contestant(lambda: kernels.prroi_pool(given["input last"], given["boxes"], 7, 7, *ARGS)),
     }
 
 
 def box_equal(context: Context) -> str:
-    import torch
-
-    from iounet import _reference
-
     given = workload()
     few = given["grad"][:64], given["input"], given["boxes"][:64], *ARGS
     ours, reference = torch.ops.iounet.prroi_pool_grad_boxes(*few), _reference.prroi_pool_grad_boxes(*few)
@@ -188,8 +157,6 @@ def box_equal(context: Context) -> str:
 @cache
 def crowd() -> tuple[Any, Any]:
     """10,000 boxes with sides of 10 to 30 in a square of 1000."""
-    import torch
-
     generator = torch.Generator().manual_seed(0)
     corner = torch.rand(10000, 2, generator=generator) * 1000
     boxes = torch.cat((corner, corner + 10 + 20 * torch.rand(10000, 2, generator=generator)), 1)
@@ -197,8 +164,6 @@ def crowd() -> tuple[Any, Any]:
 
 
 def nms_contestants(context: Context) -> Mapping[str, Callable[[], Contestant]]:
-    from iounet import ops
-
     def vision() -> Contestant:
         from torchvision.ops import nms
 
@@ -209,8 +174,6 @@ def nms_contestants(context: Context) -> Mapping[str, Callable[[], Contestant]]:
 
 def nms_equal(context: Context) -> str:
     from torchvision.ops import nms
-
-    from iounet import ops
 
     ours, theirs = ops.nms(*crowd(), 0.5), nms(*crowd(), 0.5)
     if ours.tolist() != theirs.tolist():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -49,3 +52,45 @@ def assert_within_twice() -> Callable[..., None]:
         assert error(actual) <= 2 * error(reference) + units * torch.finfo(actual.dtype).eps * scale
 
     return check
+
+
+COMPILE = r"""
+import json, os, re, subprocess, sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TARGET = GPUTarget("cuda", 90, 32)
+tools = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
+if not os.path.exists(os.path.join(tools, "ptxas")):
+    sys.exit(77)
+
+def compile_kernel(kernel, types, options, **constants):
+    signature = {k: types.get(k, "*fp32" if k.startswith("p_") else "i32") for k in kernel.arg_names}
+    signature |= dict.fromkeys(constants, "constexpr")
+    aligned = {(i,): [["tt.divisibility", 16]] for i, k in enumerate(kernel.arg_names) if signature[k][0] == "*"}
+    code = triton.compile(ASTSource(kernel, signature, constants, aligned), TARGET, options)
+    with open("kernel.cubin", "wb") as file:
+        file.write(code.asm["cubin"])
+    command = [os.path.join(tools, "cuobjdump"), "-res-usage", "kernel.cubin"]
+    used = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {"ptx": code.asm["ptx"], **{k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", used)}}
+"""
+
+
+@pytest.fixture(scope="session")
+def compiled_for_sm_90(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """What a script tells of the code that Triton makes for an H100 or H200, which needs none. The script has
+    `compile_kernel(kernel, types of arguments, options, **constants)` and writes JSON to its output."""
+
+    def run(script: str) -> Any:
+        folder = tmp_path_factory.mktemp("triton")
+        environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder)}
+        command = [sys.executable, "-c", COMPILE + script]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode == 77:
+            pytest.skip("Triton came without ptxas")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -156,33 +152,19 @@ def test_memory_that_is_not_contiguous_is_read_as_it_is(device):
 # --- compiled code --------------------------------------------------------------------------------------------------
 
 COMPILE = r"""
-import json, os, re, subprocess, sys
-import torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, make_backend
+import torch
+from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 from iounet import _triton_nms
 
-tools = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
-if not os.path.exists(os.path.join(tools, "ptxas")):
-    sys.exit(77)
-types = {"n": "i32", "words": "i32", "p_labels": "*i64", "p_words": "*i64", "p_within": "*i64", "p_kept": "*i64",
-         "p_owner": "*i32", "p_ranks": "*i32", "threshold": "i64", "sigma": "i64", "min_score": "i64"}
+types = {"p_labels": "*i64", "p_words": "*i64", "p_within": "*i64", "p_kept": "*i64", "p_owner": "*i32",
+         "p_ranks": "*i32", "threshold": "i64", "sigma": "i64", "min_score": "i64"}
 
 def compiled(name, **constants):
-    kernel = getattr(_triton_nms, name)
-    signature = {k: types.get(k, "*fp32") for k in kernel.arg_names} | dict.fromkeys(constants, "constexpr")
-    aligned = {(i,): [["tt.divisibility", 16]] for i, k in enumerate(kernel.arg_names) if signature[k][0] == "*"}
-    source = ASTSource(kernel, signature, constants, aligned)
-    code = triton.compile(source, GPUTarget("cuda", 90, 32), _triton_nms.OPTIONS)
-    with open("kernel.cubin", "wb") as file:
-        file.write(code.asm["cubin"])
-    command = [os.path.join(tools, "cuobjdump"), "-res-usage", "kernel.cubin"]
-    used = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return {"ptx": code.asm["ptx"], **{k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", used)}}
+    return compile_kernel(getattr(_triton_nms, name), types, _triton_nms.OPTIONS, **constants)
 
 bind = create_function_from_signature(
-    _triton_nms._soften.signature, _triton_nms._soften.params, make_backend(GPUTarget("cuda", 90, 32))
+    _triton_nms._soften.signature, _triton_nms._soften.params, make_backend(TARGET)
 )
 
 def key(n, threshold, sigma, min_score):
@@ -202,15 +184,8 @@ json.dump({
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What Triton makes of the kernels for an H100 or H200, which needs none."""
-    folder = tmp_path_factory.mktemp("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder)}
-    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=folder, env=environment, capture_output=True, text=True)
-    if done.returncode == 77:
-        pytest.skip("Triton came without ptxas")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def compiled(compiled_for_sm_90: Callable[[str], Any]) -> Any:
+    return compiled_for_sm_90(COMPILE)
 
 
 @pytest.fixture(scope="module")
