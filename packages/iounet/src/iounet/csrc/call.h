@@ -3,6 +3,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <array>
 #include <utility>
 
@@ -35,9 +39,22 @@ inline Tensor dense(const Tensor& x, bool last) {
   return torch::stable::contiguous(x, last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
+// Asks for large pages under memory that is about to be written first: of a result of 50 MB, the faults of its small
+// pages would take half of the time, and do not get faster with threads.
+inline void use_large_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kPage = 2 << 20;
+  const uintptr_t begin = (uintptr_t(data) + kPage - 1) / kPage * kPage,
+                  end = (uintptr_t(data) + bytes) / kPage * kPage;
+  if (end > begin + kPage) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice only
+#endif
+}
+
 inline Tensor empty(const std::array<int64_t, 4>& sizes, ScalarType type, bool last) {
-  return torch::stable::empty(sizes, type, std::nullopt, std::nullopt, std::nullopt,
-                              last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  const Tensor result = torch::stable::empty(sizes, type, std::nullopt, std::nullopt, std::nullopt,
+                                             last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  use_large_pages(result.mutable_data_ptr(), result.numel() * result.element_size());
+  return result;
 }
 
 // Boxes [K, 5] as the kernels read them. What users can get wrong has been refused in Python.
