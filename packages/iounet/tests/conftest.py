@@ -13,7 +13,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 # Read when triton is imported. A machine with a GPU compiles the kernels and tests them there.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
@@ -52,6 +52,18 @@ def assert_within_twice() -> Callable[..., None]:
         assert error(actual) <= 2 * error(reference) + units * torch.finfo(actual.dtype).eps * scale
 
     return check
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Where Triton's kernels run: on the CPU if they are interpreted, else on a GPU."""
+    interpreted = os.environ["TRITON_INTERPRET"] == "1"
+    if request.param == "cpu" and not interpreted:
+        pytest.skip("the kernels are not interpreted")
+    if request.param == "cuda" and (interpreted or not torch.cuda.is_available()):
+        pytest.skip("this needs a CUDA device, and TRITON_INTERPRET=0")
+    with pytest.importorskip("numpy", reason="Triton's interpreter needs NumPy").errstate(all="ignore"):
+        yield torch.device(request.param)
 
 
 COMPILE = r"""

@@ -12,28 +12,17 @@ import torch
 from iounet import _ops, _reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from torch import Tensor
 
-triton = pytest.importorskip("triton", reason="there is no Triton here")
-numpy = pytest.importorskip("numpy", reason="Triton's interpreter needs NumPy")
+pytest.importorskip("triton", reason="there is no Triton here")
+pytest.importorskip("numpy", reason="Triton's interpreter needs NumPy")
 
-from iounet import _triton  # noqa: E402
+from iounet import _triton
 
 NAMES = ("prroi_pool", "prroi_pool_grad_input", "prroi_pool_grad_boxes")
 NCHW, LAST = torch.contiguous_format, torch.channels_last
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    interpreted = not isinstance(_triton._pool, triton.JITFunction)
-    if request.param == "cpu" and not interpreted:
-        pytest.skip("the kernels are not interpreted")
-    if request.param == "cuda" and (interpreted or not torch.cuda.is_available()):
-        pytest.skip("this needs a CUDA device, and TRITON_INTERPRET=0")
-    with numpy.errstate(all="ignore"):
-        yield torch.device(request.param)
 
 
 def problem(channels: int = 5, size: tuple[int, int] = (17, 21), bins: tuple[int, int] = (3, 2)) -> tuple[Tensor, ...]:

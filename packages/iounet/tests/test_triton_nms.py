@@ -12,29 +12,18 @@ import torch
 from iounet import _ops, _reference_nms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from torch import Tensor
 
 triton = pytest.importorskip("triton", reason="there is no Triton here")
-numpy = pytest.importorskip("numpy", reason="Triton's interpreter needs NumPy")
+pytest.importorskip("numpy", reason="Triton's interpreter needs NumPy")
 
 from iounet import _triton_nms  # noqa: E402
 
 NAN, INF = float("nan"), float("inf")
 FLOAT32, FLOAT64 = torch.float32, torch.float64
 LINEAR, GAUSSIAN = range(2)
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    interpreted = not isinstance(_triton_nms._sweep, triton.JITFunction)
-    if request.param == "cpu" and not interpreted:
-        pytest.skip("the kernels are not interpreted")
-    if request.param == "cuda" and (interpreted or not torch.cuda.is_available()):
-        pytest.skip("this needs a CUDA device, and TRITON_INTERPRET=0")
-    with numpy.errstate(all="ignore"):
-        yield torch.device(request.param)
 
 
 def scene(n: int, dtype: torch.dtype = FLOAT32, seed: int = 0) -> tuple[Tensor, Tensor]:
