@@ -32,7 +32,7 @@ def wide(x: Tensor) -> Tensor:
 
 
 def _units(values: Tensor, rows: Sequence[int], *lists: Sequence[Tensor]) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
-    """The number of each parameter, the values of its units in a column, its tensors as matrices with a unit per row."""
+    """The number of each parameter, the values of its units in a column, its tensors as matrices of a unit per row."""
     first = 0
     for k, (n, *tensors) in enumerate(zip(rows, *lists, strict=True)):
         column = values[first : first + n, None].to(wide(tensors[0]).dtype)
@@ -72,7 +72,7 @@ def strengths(
     reference: int,
     norm: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What a unit's scaled gradient is multiplied by, the strength s of its segment, and whether the step is skipped."""
+    """What a unit's scaled gradient is multiplied by, the strength s of its segment, and whether to skip the step."""
 
     def of_segment(x: Tensor) -> Tensor:
         return torch.zeros_like(sums).index_add_(0, segment, x.to(sums.dtype))[segment]
