@@ -11,10 +11,10 @@ namespace gasam {
 // own, which takes a third of the time in which a list crosses into C++.
 class TensorList {
  public:
-  explicit TensorList(StableIValue value) {
+  explicit TensorList(StableIValue value, bool read = true) {
     const auto list = torch::stable::detail::to<StableListHandle>(value);
-    size_t size;
-    TORCH_ERROR_CODE_CHECK(torch_list_size(list, &size));
+    size_t size = 0;
+    if (read) TORCH_ERROR_CODE_CHECK(torch_list_size(list, &size));
     handles_.reserve(size);
     for (size_t i = 0; i < size; ++i) {
       StableIValue item;
