@@ -6,8 +6,9 @@ from importlib import import_module
 from typing import Any
 
 from . import _ops as _ops
+from .optimizer import GASAM
 
-__all__: list[str] = []
+__all__ = ["GASAM"]
 __version__ = "1.0.0"
 
 _LAZY = frozenset({"flatness", "integrations"})  # they take time to import, or need an extra

@@ -1,0 +1,300 @@
+"""An optimizer that stands for its base, and moves the weights around the base's step; not the order of the calls."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from operator import is_
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from . import _ops, _validation
+from ._ascent import Ascent, Rule
+from ._base import Base, by_device, unscale
+from ._segments import Memory, Segments, Units, as_parameter, local
+from ._selection import Selection
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ._passes import Passes
+
+_HOOKS = (
+    "_optimizer_step_pre_hooks",
+    "_optimizer_step_post_hooks",
+    "_optimizer_state_dict_pre_hooks",
+    "_optimizer_state_dict_post_hooks",
+    "_optimizer_load_state_dict_pre_hooks",
+    "_optimizer_load_state_dict_post_hooks",
+)
+
+
+class Perturbing(Optimizer):
+    """Ascends, restores and descends. What a preset changes are the methods that are called with gradients.
+
+    `params` are those of the user, all other tensors are what this process holds of them, dense in memory like the
+    parameters. They are the perturbed parameters that have gradients.
+    """
+
+    _step_supports_amp_scaling = True  # or torch's GradScaler would not call `step` after an overflow
+    _keeps_clean = False  # whether `_combine` and `_after_base` need the gradients of the first ascent
+    _needs_gradient = True  # whether an ascent follows a gradient, or precedes the only one
+
+    base_optimizer: Optimizer
+    _rule: Rule
+    _averages: bool
+    _only: Any
+    _adaptive: bool | str
+    _kind_of_segments: str
+    _passes: Passes
+    _running: Tensor
+    _seed: Tensor
+    _skipped: Tensor
+    grad_scale: Tensor | None  # GradScaler sets these for the time of `step`
+    found_inf: Tensor | None
+
+    def __init__(self, base_optimizer: Optimizer, selection: Selection) -> None:
+        self.base_optimizer = base_optimizer
+        self._step = 0
+        self._facts: dict[Tensor, tuple[str, bool, int]] = {}  # name, perturbed, weighted
+        self._learn(selection)
+        self._begin_life()
+        device = self._current_segments().device
+        self._running = torch.zeros(2, dtype=torch.float64, device=device)
+        self._seed = torch.zeros((), dtype=torch.int64, device=device)
+        self._skipped = torch.zeros((), dtype=torch.float32, device=device)
+
+    def _begin_life(self) -> None:
+        """All that is neither saved nor copied."""
+        for hooks in _HOOKS:
+            setattr(self, hooks, OrderedDict())
+        self._patch_step_function()
+        self._base = Base(self.base_optimizer)
+        self._segments: Segments | None = None
+        self._known: list[Tensor] = []  # the parameters that the segments were made of
+        self._checked_rho: tuple[Any, ...] = ()
+        self._ascent: Ascent | None = None  # that the weights are at
+        self._last: Ascent | None = None  # that was taken last
+        self._clean: dict[Tensor, Tensor] = {}
+        self._scale: Tensor | None = None  # of the clean gradients
+        self._forget_memory()
+
+    def _forget_memory(self) -> None:
+        self._backup, self._offset, self._kept = Memory(), Memory(wide=True), Memory()
+
+    # --- what is the base optimizer's -----------------------------------------------------------------------------
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.base_optimizer.param_groups
+
+    @param_groups.setter
+    def param_groups(self, value: list[dict[str, Any]]) -> None:
+        self.base_optimizer.param_groups = value
+
+    @property
+    def state(self) -> Any:
+        return self.base_optimizer.state
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        self.base_optimizer.state = value
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        return self.base_optimizer.defaults
+
+    @defaults.setter
+    def defaults(self, value: dict[str, Any]) -> None:
+        self.base_optimizer.defaults = value
+
+    # --- for presets ----------------------------------------------------------------------------------------------
+
+    def _direction(self, params: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+        """What to ascend along. `grads` is empty if no gradient is needed."""
+        return grads
+
+    def _combine(self, params: list[Tensor], clean: list[Tensor], grads: list[Tensor], found_inf: Tensor) -> None:
+        """Change the last gradients in place. `found_inf` is not 0 if `clean`, or they, are not finite."""
+        if self._averages:
+            share = 1 / (self._rule.steps + 1)
+            self._mix(grads, clean, torch.tensor([share, share], dtype=torch.float64), found_inf)
+
+    def _plain(self, params: list[Tensor], grads: list[Tensor]) -> None:
+        """Change in place the gradients of a step that `every` leaves without an ascent."""
+
+    def _after_base(self, params: list[Tensor], clean: list[Tensor], grads: list[Tensor], found_inf: Tensor) -> None:
+        """What follows the base optimizer's step."""
+
+    def _tensors(self) -> dict[str, Any]:
+        """What to save."""
+        return {}
+
+    def _load_tensors(self, tensors: dict[str, Any]) -> None:
+        """Take what was saved. A dict of another optimizer has nothing."""
+
+    @staticmethod
+    def _mix(grads: list[Tensor], kept: list[Tensor], c: Tensor, found_inf: Tensor) -> None:
+        """grads = c[0] kept + c[1] grads, unless `found_inf`, on any number of devices."""
+        for alike in by_device(grads):
+            device = grads[alike[0]].device
+            on_device = [x.to(device, non_blocking=True) for x in (c, found_inf)]
+            _ops.mix_([grads[k] for k in alike], [kept[k] for k in alike], *on_device)
+
+    def _inner_products(self, params: list[Tensor], a: list[Tensor], b: list[Tensor]) -> Tensor:
+        """<a, a>, <a, b> and <b, b> in float64, over all devices, and all processes that hold shards."""
+        return self._current_segments().inner_products(params, a, b)
+
+    # --- parameters -----------------------------------------------------------------------------------------------
+
+    def _learn(self, selection: Selection) -> None:
+        for p, perturbed, weighted in zip(selection.params, selection.perturbed, selection.weighted, strict=True):
+            self._facts.setdefault(p, (selection.names[p], perturbed, weighted))
+
+    def _chosen(self) -> set[Tensor]:
+        """The parameters that are perturbed."""
+        return {p for p, (_, perturbed, _) in self._facts.items() if perturbed}
+
+    def _current_segments(self) -> Segments:
+        """The tables of the parameters as they are now."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        if (
+            self._segments is None
+            or len(params) != len(self._known)
+            or not all(map(is_, params, self._known))
+            or not self._segments.is_current()
+        ):
+            if not self._facts.keys() >= set(params):
+                self._learn(Selection.of(self.param_groups, self._only, self._adaptive))
+            groups = {p: k for k, group in reversed(list(enumerate(self.param_groups))) for p in group["params"]}
+            chosen = [(p, self._facts[p]) for p in dict.fromkeys(params)]
+            self._segments = Segments(
+                [(p, name, groups[p], weighted) for p, (name, perturbed, weighted) in chosen if perturbed],
+                self._kind_of_segments,
+            )
+            self._known = params
+            self._forget_memory()
+        return self._segments
+
+    def _rho(self) -> tuple[float, ...]:
+        """The radius of each group, as it is now."""
+        rho = tuple(group["rho"] for group in self.param_groups)
+        if rho != self._checked_rho:
+            for each in rho:
+                _validation.check_number("rho", each, 0)
+            self._checked_rho = rho
+        return rho
+
+    # --- ascent and descent ---------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _ascend(self, given: Sequence[Tensor | None] | None = None, scale: Tensor | None = None) -> None:
+        """Move the weights along gradients, which are those `given`, or `.grad`."""
+        ascent = self._ascent
+        segments = self._current_segments() if ascent is None else ascent.segments
+        params = segments.params
+        if not self._needs_gradient:
+            given = [p if p.requires_grad else None for p in params]
+        elif given is None:
+            given = [p.grad for p in params]
+        else:
+            given = list(given)
+            _validation.check_given_gradients(segments.named, given)
+        if ascent is None:
+            units = segments.units(given)
+            if not units.order:
+                raise RuntimeError("no perturbed parameter has a gradient: call backward() before the ascent")
+        else:
+            units = ascent.units
+            given = [torch.zeros_like(p) if grad is None else grad for p, grad in zip(params, given, strict=True)]
+        grads = units.arrange(given) if self._needs_gradient else []
+        if self._keeps_clean or self._averages:
+            self._keep(units, grads, scale)
+        grads = self._direction(units.params, grads)
+        if ascent is None:
+            ascent = Ascent(self._rule, segments, units, self._backup, self._offset)
+            self._running, self._seed, self._skipped = (
+                x.to(units.device) for x in (self._running, self._seed, self._skipped)
+            )
+        ascent.take(grads, units.rho(self._rho()), self._running, scale, self._seed)
+        self._seed.add_(1)
+        self._ascent = self._last = ascent
+        torch.clear_autocast_cache()
+
+    def _keep(self, units: Units, grads: list[Tensor], scale: Tensor | None) -> None:
+        """Keep the gradients of the first ascent, or the sum over all ascents."""
+        kept = self._kept.views(units.locals)
+        if not self._clean:
+            torch._foreach_copy_(kept, grads)
+            self._clean = dict(zip(units.params, kept, strict=True))
+            self._scale = scale
+        elif self._averages:
+            torch._foreach_add_(kept, grads)
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        """The weights as they were."""
+        if self._ascent is not None:
+            self._ascent.restore()
+        self._end_ascents()
+
+    def _end_ascents(self) -> None:
+        """After the weights were restored."""
+        if self._ascent is not None:
+            self._skipped.add_(self._ascent.found_inf)
+        self._ascent = None
+        self._clean = {}
+        self._passes.end_perturbed()
+        torch.clear_autocast_cache()
+
+    @torch.no_grad()
+    def _descend(self, *, plain: bool) -> None:
+        """The base optimizer's step, from the clean weights. `plain`: `every` has left out the ascent."""
+        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        ascent, clean = self._ascent, self._clean
+        if ascent is not None:
+            ascent.check_unchanged()
+        mixed = None
+        try:
+            if clean or (plain and type(self)._plain is not Perturbing._plain):
+                mixed = self._combined(ascent, clean, scale, found_inf)
+                scale = None
+            restored = ascent is not None and self._base.step_from(ascent.kept, scale, found_inf)
+        except BaseException:
+            self._restore()
+            raise
+        if restored:
+            self._end_ascents()
+        else:
+            self._restore()
+            self._base.step(scale, found_inf)
+        if mixed is not None and clean:
+            self._after_base(*mixed)
+        self._step += 1
+
+    def _combined(
+        self, ascent: Ascent | None, clean: dict[Tensor, Tensor], scale: Tensor | None, found_inf: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+        """Let a preset change the gradients, from which the scale of the loss is divided out before."""
+        if scale is not None:
+            unscale([p.grad for group in self.param_groups for p in group["params"] if p.grad is not None], scale)
+        clean_scale = scale if self._scale is None else self._scale
+        if clean and clean_scale is not None:
+            unscale(list(clean.values()), clean_scale)
+        params = [p for p in self._current_segments().params if p.grad is not None]
+        given = [local(p.grad) for p in params if p.grad is not None]
+        grads = [as_parameter(p, p.grad) for p in params if p.grad is not None]
+        skipped = torch.zeros((), device=self._seed.device) if ascent is None else ascent.found_inf
+        if found_inf is not None:
+            skipped = torch.maximum(skipped, found_inf.reshape(()).to(skipped))
+        firsts = [clean[p] if p in clean else torch.zeros_like(local(p)) for p in params] if clean else []
+        if clean:
+            self._combine(params, firsts, grads, skipped)
+        else:
+            self._plain(params, grads)
+        for grad, changed in zip(given, grads, strict=True):
+            if grad is not changed:
+                grad.copy_(changed)
+        return params, firsts, grads, skipped

@@ -1,0 +1,518 @@
+"""The GASAM optimizer: when which gradient is taken, and torch's conventions; the arithmetic is in the operators."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from warnings import warn
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from . import _validation
+from ._ascent import Rule
+from ._passes import Passes
+from ._perturbing import Perturbing
+from ._segments import local
+from ._selection import Selection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch.amp import GradScaler
+
+__all__ = ["GASAM"]
+
+_TRANSIENT = {"_segments", "_known", "_ascent", "_last", "_clean", "_scale", "_backup", "_offset", "_kept", "_base"} | {
+    "_losses",
+    "_left",
+    "step",  # a learning rate scheduler puts one here
+}
+
+
+class GASAM(Perturbing):
+    r"""GA-SAM: sharpness-aware minimisation whose perturbations adapt to the strength of gradients.
+
+    A step takes the gradient where the loss is larger, and applies it with any other optimizer. Each segment k of
+    :math:`d_k` of the N perturbed parameters moves by its own strength
+
+    .. math::
+        r_k &= \|u_k\|_2 / \sqrt{d_k}, \qquad u = T g \\
+        s_k &= \rho\, (d_k / N)^{a}\, \operatorname{clip}(r_k / r_\text{ref},\, 1/c,\, c)^{b} \\
+        \epsilon_k &= s_k\, T u_k / \|u_k\|_2
+
+    The default is a reconstruction from the abstract, the introduction and the stated theory of the paper, which
+    publishes neither code nor exponents that we could check: perturbations are larger where gradients are small,
+    :math:`b = -1`. The text also allows the other sign, ``strength_exponent=1``.
+
+    Args:
+        params: an ``nn.Module`` (best: names, norm layers, batch statistics and DDP are known), tensors, (name, tensor)
+            pairs, or dicts of a group's ``params`` and options, among these ``rho``.
+        base_optimizer: a class of optimizer, or an instance over the same parameters.
+        rho: radius of the perturbation :math:`\rho`, in units of the parameters (default 0.05, SAM's).
+        strength_exponent: b (default -1, reconstructed; 0 ignores the strength of gradients).
+        size_exponent: a (default 0.5, reconstructed: with b = 0 the whole perturbation has the norm rho).
+        reference: what r is compared with: "running", the mean over steps of the root mean square of u (default),
+            "global", that of this step, or "none", 1.
+        segments: "tensor" (default), "group", "global", or "channel": each row of a tensor's first dimension.
+        norm: 2 (default, SAM's), or ``math.inf``, where e = s T sign(u), and half a power of d/N less.
+        steps: number of ascents K (default 1, SAM's). Each has the length 1.5/K, within the ball of the strengths.
+        risk: "last", the gradient after the last ascent (default), or "average", the mean of all K + 1.
+        adaptive: False: T = 1 (default). True: T = abs(w) + eta for weights, as ASAM. "layer": T = norm of w_k.
+        eta: added to abs(w), in units of the parameters (default 0.01, ASAM's).
+        every: ascend in each of so many steps only (default 1).
+        ascent_fraction: share of the batch that the closure's ascents take, in (0, 1] (default 1): if below 1, the
+            closure is called with the keyword ``fraction``.
+        only: perturb no more than these: "norm", the norm layers, a predicate of a name and a parameter, or parameters
+            or modules (default all).
+        share_dropout: draw the same random numbers in every call of the closure of a step (default False).
+        keep_batch_stats: let running statistics be those of the clean pass (default True).
+        sync_ascent: let DDP average the gradient of the ascent (default False: each process ascends along its own).
+        strength_clip: c (default 10, measured: without it tensors of tiny gradients are thrown far away).
+        **base_kwargs: for the class of the base optimizer.
+
+    Raises:
+        ValueError, TypeError: an option out of its range, or parameters that share memory. At a step:
+        RuntimeError: a sparse gradient, no gradient at all, or calls in an order that has no meaning. Weights and
+            states are unchanged then; an exception in the closure restores the weights bit for bit, too.
+
+    Attributes:
+        base_optimizer: the optimizer that steps. ``param_groups``, ``state`` and ``defaults`` are its own.
+        is_perturbed: whether the weights are away from where the base optimizer left them.
+        needs_ascent: whether this step has an ascent: not if ``every`` skips it, or ``rho`` is 0.
+        skipped_ascents: on the parameters' device: how many ascents a gradient that was not finite has prevented.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = GASAM(model, torch.optim.SGD, rho=0.05, lr=0.1, momentum=0.9)
+        >>> def closure():
+        ...     loss = model(torch.ones(2, 3)).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = optimizer.step(closure)
+
+    Reference: Z. Zhang, R. Luo, Q. Su, X. Sun, GA-SAM: Gradient-Strength based Adaptive Sharpness-Aware Minimization
+    for Improved Generalization, https://arxiv.org/abs/2210.06895
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        base_optimizer: type[Optimizer] | Optimizer | Callable[..., Optimizer],
+        rho: float = 0.05,
+        *,
+        strength_exponent: float = -1.0,
+        size_exponent: float = 0.5,
+        reference: str = "running",
+        segments: str = "tensor",
+        norm: float = 2,
+        steps: int = 1,
+        risk: str = "last",
+        adaptive: bool | str = False,
+        eta: float = 0.01,
+        every: int = 1,
+        ascent_fraction: float = 1.0,
+        only: Any = None,
+        share_dropout: bool = False,
+        keep_batch_stats: bool = True,
+        sync_ascent: bool = False,
+        strength_clip: float = 10.0,
+        **base_kwargs: Any,
+    ) -> None:
+        _validation.check_options(
+            rho=rho,
+            strength_exponent=strength_exponent,
+            size_exponent=size_exponent,
+            reference=reference,
+            segments=segments,
+            norm=norm,
+            steps=steps,
+            risk=risk,
+            adaptive=adaptive,
+            eta=eta,
+            every=every,
+            ascent_fraction=ascent_fraction,
+            only=only,
+            strength_clip=strength_clip,
+        )
+        _validation.check_base(base_optimizer, base_kwargs, GASAM)
+        if isinstance(only, Iterator):
+            only = list(only)
+        selection = Selection.of(params, only, adaptive)
+        of_groups = {
+            p: group["rho"]
+            for group in selection.groups
+            if isinstance(group, dict) and "rho" in group
+            for p in group["params"]
+        }
+        for each in of_groups.values():
+            _validation.check_number("rho", each, 0)
+        if isinstance(base_optimizer, Optimizer):
+            _validation.check_same_parameters(base_optimizer, selection.params)
+            base = base_optimizer
+        else:
+            base = base_optimizer(selection.groups, **base_kwargs)
+        base.defaults["rho"] = rho
+        for group in base.param_groups:
+            group.setdefault("rho", next((of_groups[p] for p in group["params"] if p in of_groups), rho))
+        self._rule = Rule.of(
+            strength_exponent=strength_exponent,
+            size_exponent=size_exponent,
+            strength_clip=strength_clip,
+            reference=reference,
+            norm=norm,
+            eta=eta,
+            steps=steps,
+            adaptive=adaptive,
+        )
+        self._averages = risk == "average"
+        self._kind_of_segments = segments
+        self._adaptive = adaptive
+        self._only = only
+        self._every = every
+        self._fraction = ascent_fraction
+        self._warned = False
+        super().__init__(base, selection)
+        self._passes = Passes(
+            selection.module,
+            share_dropout=share_dropout,
+            keep_batch_stats=keep_batch_stats,
+            sync_ascent=sync_ascent,
+            only_params=None if only is None else self._chosen(),
+            params=selection.params,
+        )
+
+    def _begin_life(self) -> None:
+        super()._begin_life()
+        self._taken = 0  # ascents of this step that are not restored, also those that moved nothing
+        self._has_ascended = False  # in this step
+        self._losses: tuple[Any, Any] | None = None
+        self._left: list[tuple[int, int]] = []  # gradients that the last step left, and their versions
+
+    # --- where a step is ------------------------------------------------------------------------------------------
+
+    @property
+    def is_perturbed(self) -> bool:
+        """Whether an ascent was taken that is not yet restored."""
+        return self._taken > 0
+
+    @property
+    def needs_ascent(self) -> bool:
+        """Whether this step has an ascent: not if `every` skips it, or `rho` is 0 in all groups."""
+        return self._step % self._every == 0 and any(self._rho())
+
+    @property
+    def skipped_ascents(self) -> Tensor:
+        """How many steps had no ascent because its gradient was not finite, on the parameters' device."""
+        return self._skipped.clone()
+
+    def strengths(self) -> dict[str, Tensor]:
+        """The strength s of the segment of each parameter that was perturbed last, on its device.
+
+        Returns:
+            By a parameter's name, or "group.index", a tensor of shape (), or of the channels.
+
+        Raises:
+            RuntimeError: there was no ascent yet.
+        """
+        if self._last is None:
+            raise RuntimeError("strengths() needs an ascent: call step(closure) or first_step() before")
+        return self._last.strengths_by_name()
+
+    def sharpness(self) -> float:
+        """L(w + e) - L(w) of the last ascent, NaN if a gradient that was not finite has prevented it.
+
+        Raises:
+            RuntimeError: the last ascent was none of a closure that returned losses, or its losses are those of
+                different parts of a batch.
+        """
+        if self._fraction < 1:
+            raise RuntimeError("sharpness() needs both losses of the same batch: set ascent_fraction=1")
+        if self._losses is None or self._last is None or any(loss is None for loss in self._losses):
+            raise RuntimeError(
+                "sharpness() needs the losses of an ascent: call step(closure) with one that returns them"
+            )
+        clean, last = map(float, self._losses)
+        return math.nan if self._last.found_inf else last - clean
+
+    # --- steps ----------------------------------------------------------------------------------------------------
+
+    def step(self, closure: Callable[..., Any] | None = None) -> Any:
+        """Take a whole step with a closure, or finish the one whose ascent was taken.
+
+        Args:
+            closure: computes the loss and its gradient, and returns the loss. It is called `steps` + 1 times, or once
+                if there is no ascent; `.grad` is None before each call.
+
+        Returns:
+            The closure's first loss, that of the clean weights.
+
+        Raises:
+            RuntimeError: no closure and no ascent; a closure while the weights are perturbed, or from a GradScaler.
+        """
+        if closure is not None:
+            return self._step_with(closure)
+        if not self.is_perturbed and not self._has_ascended and self.needs_ascent:
+            raise RuntimeError(
+                "step() finishes a step whose ascent was taken: call first_step() after the first backward(), or pass a"
+                " closure"
+            )
+        self._finish()
+        return None
+
+    def first_step(self, zero_grad: bool = False, *, scaler: GradScaler | None = None) -> None:
+        """Ascend along `.grad`: to be called after the first backward pass, or after each of the first `steps`.
+
+        Args:
+            zero_grad: whether to set the gradients to None afterwards.
+            scaler: the one that scaled the loss.
+
+        Raises:
+            RuntimeError: there is no gradient, or there were `steps` ascents already.
+        """
+        self.perturb(scaler=scaler)
+        if zero_grad:
+            self.zero_grad()
+
+    def second_step(self, zero_grad: bool = False) -> None:
+        """Restore the weights and let the base optimizer step: to be called after the last backward pass.
+
+        Args:
+            zero_grad: whether to set the gradients to None afterwards.
+
+        Raises:
+            RuntimeError: the weights are not perturbed.
+        """
+        if not self.is_perturbed:
+            raise RuntimeError("second_step() finishes a perturbed step: call first_step() before")
+        self.step()
+        if zero_grad:
+            self.zero_grad()
+
+    def ascent_step(self, *, scaler: GradScaler | None = None) -> None:
+        """`first_step(zero_grad=True)`."""
+        self.first_step(True, scaler=scaler)
+
+    def descent_step(self) -> None:
+        """`second_step(zero_grad=True)`."""
+        self.second_step(True)
+
+    def perturb(self, grads: Sequence[Tensor | None] | None = None, *, scaler: GradScaler | None = None) -> None:
+        """Ascend, and leave `.grad` alone.
+
+        Args:
+            grads: gradients to ascend along, for each perturbed parameter one or None (default `.grad`).
+            scaler: the one that scaled the loss of these gradients.
+
+        Raises:
+            RuntimeError: there is no gradient, or there were `steps` ascents already.
+        """
+        if self._passes.share_dropout:
+            raise RuntimeError("share_dropout needs a closure that can be called again: call step(closure)")
+        if self._taken >= self._rule.steps:
+            raise RuntimeError(
+                f"a step has {self._rule.steps} ascent(s), and they were taken: call second_step() or restore() before"
+            )
+        if self.needs_ascent or self._ascent is not None:
+            scale = None
+            if scaler is not None and scaler.is_enabled():
+                scale = scaler.scale(torch.ones((), device=self._seed.device))
+            self._losses = None
+            self._ascend(grads, scale)
+        if self._taken == 0 and self._needs_gradient:
+            self._passes.begin_perturbed()
+        self._taken += 1
+        self._has_ascended = True
+
+    def restore(self) -> None:
+        """Put the weights back, bit for bit, without a step.
+
+        Raises:
+            RuntimeError: the weights are not perturbed, or a parameter was resized or cast since.
+        """
+        if not self.is_perturbed:
+            raise RuntimeError("restore() undoes perturb(): call that before")
+        self._restore()
+
+    @contextmanager
+    def perturbed(
+        self, grads: Sequence[Tensor | None] | None = None, *, scaler: GradScaler | None = None
+    ) -> Iterator[None]:
+        """A context in which the weights are perturbed; see `perturb`. An exception restores them, too.
+
+        Raises:
+            RuntimeError: the weights are perturbed already.
+        """
+        if self.is_perturbed:
+            raise RuntimeError("perturbed() does not nest: call restore() or second_step() before")
+        self.perturb(grads, scaler=scaler)
+        try:
+            yield
+        finally:
+            if self.is_perturbed:
+                self.restore()
+
+    def watch(self, module: nn.Module) -> None:
+        """Make known a module of whose parameters `params` is a list: its batch statistics, and DDP."""
+        self._passes.watch(module)
+
+    # --- the calls of a closure -----------------------------------------------------------------------------------
+
+    def _step_with(self, closure: Callable[..., Any]) -> Any:
+        if "found_inf" in self.__dict__:
+            del self.grad_scale, self.found_inf
+            raise RuntimeError(
+                "GradScaler.step takes no closure: call first_step(scaler=scaler), then scaler.step(optimizer)"
+            )
+        if self.is_perturbed:
+            raise RuntimeError("step(closure) takes its own ascents: call step() to finish the step of first_step()")
+        _validation.check_closure(closure, fraction=self._fraction < 1)
+        ascends = self.needs_ascent
+        self._warn_of_gradients()
+        if not ascends:
+            loss = self._evaluate(closure, 1.0)
+        else:
+            self._losses = None
+            try:
+                loss = self._ascend_with(closure)
+            except BaseException:
+                self._passes.undo()
+                self._restore()
+                raise
+        self._finish()
+        return loss
+
+    def _ascend_with(self, closure: Callable[..., Any]) -> Any:
+        if not self._needs_gradient:
+            self._ascend()
+            self._taken = 1
+            return self._evaluate(closure, 1.0)
+        with self._passes.clean():
+            loss = last = self._evaluate(closure, self._fraction)
+        for later in reversed(range(self._rule.steps)):
+            self._ascend()
+            self._taken += 1
+            with self._passes.perturbed():
+                last = self._evaluate(closure, self._fraction if later else 1.0)
+        clean, last = (x.detach() if isinstance(x, Tensor) else x for x in (loss, last))
+        self._losses = clean, last
+        return loss
+
+    def _evaluate(self, closure: Callable[..., Any], fraction: float) -> Any:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
+        with torch.enable_grad():
+            return closure(fraction=fraction) if self._fraction < 1 else closure()
+
+    def _warn_of_gradients(self) -> None:
+        """Once, if the closure is about to lose gradients that the last step did not leave."""
+        if self._warned:
+            return
+        known = {*self._left}
+        for grad in (p.grad for group in self.param_groups for p in group["params"]):
+            if grad is not None and (id(grad), grad._version) not in known and (grad.is_sparse or local(grad).any()):
+                self._warned = True
+                message = "step(closure) drops the gradients that it finds: call backward() inside the closure"
+                warn(message, stacklevel=4)
+                return
+
+    def _finish(self) -> None:
+        self._descend(plain=not self._has_ascended and not self.is_perturbed and self._step % self._every != 0)
+        self._has_ascended = False
+        if not self._warned:
+            grads = [p.grad for group in self.param_groups for p in group["params"]]
+            self._left = [(id(grad), grad._version) for grad in grads if grad is not None]
+
+    def _end_ascents(self) -> None:
+        super()._end_ascents()
+        self._taken = 0
+
+    # --- groups and checkpoints -----------------------------------------------------------------------------------
+
+    def _refuse(self, call: str) -> None:
+        if self.is_perturbed:
+            raise RuntimeError(f"{call} needs the clean weights: call second_step() or restore() before")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters and their options, among these `rho`, in mid-training.
+
+        Raises:
+            RuntimeError: the weights are perturbed.
+            ValueError, TypeError: as when the optimizer was made. The groups are as before then.
+        """
+        self._refuse("add_param_group()")
+        rho = param_group.get("rho", self.defaults["rho"]) if isinstance(param_group, dict) else 0.0
+        _validation.check_number("rho", rho, 0)
+        self.base_optimizer.add_param_group(param_group)
+        self.param_groups[-1].setdefault("rho", rho)
+        try:
+            self._current_segments()
+        except BaseException:
+            self.param_groups.pop()
+            raise
+        self._passes.params = list(self._facts)
+        if self._only is not None:
+            self._passes.only_params = self._chosen()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's checkpoint, and "gasam": the step, the running reference, and what a preset keeps.
+
+        Raises:
+            RuntimeError: the weights are perturbed.
+        """
+        self._refuse("state_dict()")
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        state_dict = dict(self.base_optimizer.state_dict())
+        state_dict["gasam"] = {
+            "step": self._step,
+            "running": self._running.clone(),
+            "seed": self._seed.clone(),
+            **self._tensors(),
+        }
+        for after in self._optimizer_state_dict_post_hooks.values():
+            replaced = after(self, state_dict)
+            state_dict = state_dict if replaced is None else replaced
+        return state_dict
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take a checkpoint of this class or, with which everything but the base starts anew, of the base optimizer.
+
+        Raises:
+            RuntimeError: the weights are perturbed.
+            ValueError, TypeError: groups that do not match, or a `rho` out of its range.
+        """
+        self._refuse("load_state_dict()")
+        state_dict = state_dict.copy()
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            replaced = before(self, state_dict)
+            state_dict = state_dict if replaced is None else replaced
+        own = dict(state_dict.pop("gasam", {}))
+        for group in state_dict["param_groups"]:
+            _validation.check_number("rho", group.get("rho", 0.0), 0)
+        rho = [group["rho"] for group in self.param_groups]
+        self.base_optimizer.load_state_dict(state_dict)
+        for group, radius in zip(self.param_groups, rho, strict=True):
+            group.setdefault("rho", radius)
+        self._step = int(own.pop("step", 0))
+        for name, tensor in (("running", self._running), ("seed", self._seed)):
+            tensor.copy_(own.pop(name)) if name in own else tensor.zero_()
+        self._load_tensors(own)
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._refuse("copying")
+        state = {k: v for k, v in self.__dict__.items() if k not in _TRANSIENT and not k.startswith("_optimizer_")}
+        if self._only != "norm" and self._only is not None:  # a predicate, or modules
+            state["_only"] = list(self._chosen())
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin_life()
