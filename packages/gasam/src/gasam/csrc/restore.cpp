@@ -23,23 +23,16 @@ struct Common {
   }
 };
 
-// Calls update(weights, begin, how many) on the tiles of a piece, with the kept weights, and stores what it leaves.
+// Calls update(kept weights, new weights, begin, how many) on the tiles of a piece.
 template <class S, class Update>
 void restored(S* param, const S* kept, int64_t size, bool past_caches, const Update& update) {
-  using T = Arithmetic<S>;
-  Tile<T> tile;
-  past_caches = past_caches && !kSmall<S> && kept != param;
+  Tile<Arithmetic<S>> from, to;
   tiles(size, [&](int64_t i, int n) {
-    if constexpr (kSmall<S>) {
-      convert(kept + i, tile.values, n);
-      update(tile.values, i, n);
-      round_to_nearest(tile.values, param + i, n);
-    } else {
-      T* w = past_caches ? tile.values : param + i;
-      if (kept != param) std::memcpy(w, kept + i, n * sizeof(S));
-      update(w, i, n);
-      if (past_caches) stream(w, param + i, n * sizeof(S));
-    }
+    update(load(kept + i, from, n), to.values, i, n);
+    if constexpr (kSmall<S>)
+      round_to_nearest(to.values, param + i, n);
+    else
+      copy(to.values, param + i, n * sizeof(S), past_caches);
   });
   if (past_caches) finish_stream();
 }
@@ -70,7 +63,8 @@ struct Sgd {
 };
 
 template <Momentum MOMENTUM, class T>
-CLONES void sgd(T* __restrict w, const T* __restrict g, T* __restrict momentum, int n, const Sgd<T> c) {
+CLONES void sgd(const T* __restrict w, T* __restrict to, const T* __restrict g, T* __restrict momentum, int n,
+                const Sgd<T> c) {
   for (int i = 0; i < n; ++i) {
     T x = g[i] * c.factor;
     if (c.decay != 0) x += c.decay * w[i];
@@ -79,19 +73,19 @@ CLONES void sgd(T* __restrict w, const T* __restrict g, T* __restrict momentum, 
       momentum[i] = m;
       x = c.nesterov ? x + c.mu * m : m;
     }
-    w[i] -= c.lr * x;
+    to[i] = w[i] - c.lr * x;
   }
 }
 
 // `momentum` is null where there is none.
 template <class T>
-void sgd(T* w, const T* g, T* momentum, int n, bool first, const Sgd<T>& c) {
+void sgd(const T* w, T* to, const T* g, T* momentum, int n, bool first, const Sgd<T>& c) {
   if (!momentum)
-    sgd<Momentum::kNone>(w, g, momentum, n, c);
+    sgd<Momentum::kNone>(w, to, g, momentum, n, c);
   else if (first)
-    sgd<Momentum::kFirst>(w, g, momentum, n, c);
+    sgd<Momentum::kFirst>(w, to, g, momentum, n, c);
   else
-    sgd<Momentum::kLater>(w, g, momentum, n, c);
+    sgd<Momentum::kLater>(w, to, g, momentum, n, c);
 }
 
 double rate(StableIValue lr, bool tensor) { return tensor ? number(argument<Tensor>(lr).get()) : argument<double>(lr); }
@@ -114,9 +108,9 @@ void boxed_restore_sgd_(StableIValue* stack, uint64_t, uint64_t) {
       S* kept_momentum = job.data[3] ? job.at<S>(3, piece.begin) : nullptr;
       Tile<T> g_tile, m_tile;
       restored(job.at<S>(0, piece.begin), job.at<const S>(1, piece.begin), piece.size, common.past_caches,
-               [&](T* w, int64_t i, int n) {
+               [&](const T* w, T* to, int64_t i, int n) {
         T* m = kept_momentum ? load(kept_momentum + i, m_tile, n) : nullptr;
-        sgd(w, load(grad + i, g_tile, n), m, n, first, c);
+        sgd(w, to, load(grad + i, g_tile, n), m, n, first, c);
         if (m) store(m, kept_momentum + i, n);
       });
     });
@@ -138,8 +132,8 @@ struct Adam {
 };
 
 template <bool AMSGRAD, class T>
-CLONES void adam(T* __restrict w, const T* __restrict g, T* __restrict exp_avg, T* __restrict exp_avg_sq,
-                 T* __restrict largest, int n, const Adam<T> c) {
+CLONES void adam(const T* __restrict w, T* __restrict to, const T* __restrict g, T* __restrict exp_avg,
+                 T* __restrict exp_avg_sq, T* __restrict largest, int n, const Adam<T> c) {
   for (int i = 0; i < n; ++i) {
     T x = g[i] * c.factor;
     if (c.decay != 0) x += c.decay * w[i];
@@ -152,7 +146,7 @@ CLONES void adam(T* __restrict w, const T* __restrict g, T* __restrict exp_avg, 
       v = old > v || old != old ? old : v;  // NaN wherever either is
       largest[i] = v;
     }
-    w[i] = w[i] * c.keep - c.rate * (m / (std::sqrt(v) * c.root + c.eps));
+    to[i] = w[i] * c.keep - c.rate * (m / (std::sqrt(v) * c.root + c.eps));
   }
 }
 
@@ -213,15 +207,15 @@ void boxed_restore_adam_(StableIValue* stack, uint64_t, uint64_t) {
       const Adam<T> c = steps[job.index].template as<T>();
       const auto at = [&](int list, int64_t i) { return job.at<S>(list, piece.begin + i); };
       Tile<T> g_tile, m_tile, v_tile, max_tile;
-      restored(at(0, 0), at(1, 0), piece.size, common.past_caches, [&](T* w, int64_t i, int n) {
+      restored(at(0, 0), at(1, 0), piece.size, common.past_caches, [&](const T* w, T* to, int64_t i, int n) {
         const T* g = load(at(2, i), g_tile, n);
         T *m = load(at(3, i), m_tile, n), *v = load(at(4, i), v_tile, n);
         if (amsgrad) {
           T* largest = load(at(5, i), max_tile, n);
-          adam<true>(w, g, m, v, largest, n, c);
+          adam<true>(w, to, g, m, v, largest, n, c);
           store(largest, at(5, i), n);
         } else {
-          adam<false>(w, g, m, v, static_cast<T*>(nullptr), n, c);
+          adam<false>(w, to, g, m, v, static_cast<T*>(nullptr), n, c);
         }
         store(m, at(3, i), n);
         store(v, at(4, i), n);

@@ -56,8 +56,8 @@ inline void store(const Arithmetic<S>* from, S* to, int n) {
   if constexpr (kSmall<S>) round_to_nearest(from, to, n);
 }
 
-// Copies past the caches: a store that goes through them first reads what it overwrites. Only whole lines of a cache are
-// worth it, and in the widest stores, which took a tenth less time than the narrowest.
+// Copies past the caches: a store that goes through them first reads what it overwrites. Only whole lines of a cache
+// are worth it, and in the widest stores, which took a tenth less time than the narrowest.
 #if defined(__x86_64__) && defined(__linux__)
 inline constexpr size_t kLine = 64;
 
