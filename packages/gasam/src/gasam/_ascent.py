@@ -13,7 +13,7 @@ from torch.autograd.graph import increment_version
 from . import _ops
 
 if TYPE_CHECKING:
-    from ._segments import Memory, Segments, Units
+    from ._segments import Units
 
 _REFERENCES = {"none": 0, "global": 1, "running": 2}
 
@@ -65,17 +65,14 @@ class Ascent:
         found_inf: 1.0 where a gradient was not finite, so that nothing was moved.
     """
 
-    def __init__(self, rule: Rule, segments: Segments, units: Units, backup: Memory, offset: Memory) -> None:
+    def __init__(self, rule: Rule, units: Units) -> None:
         self.rule = rule
-        self.segments = segments
         self.units = units
-        self.backup = backup.views(units.locals)
         self.taken = 0
         self.strengths: Tensor
         self.found_inf: Tensor
-        if rule.steps > 1:
-            self._offset = offset.views(units.locals)
-            self._radius: Tensor
+        self._radius: Tensor
+        self._layer: Tensor | None
 
     def take(self, grads: list[Tensor], rho: Tensor, running: Tensor, scale: Tensor | None, seed: Tensor) -> None:
         """Move the weights along gradients, which lie as the parameters do in memory."""
@@ -87,7 +84,7 @@ class Ascent:
                 k = part.params
                 _ops.perturb_(
                     units.locals[k],
-                    self.backup[k],
+                    units.backup[k],
                     grads[k],
                     m,
                     part.rows,
@@ -100,26 +97,6 @@ class Ascent:
             self._climb(grads, multiplier * (1.5 / rule.steps), seeds)
         increment_version(units.locals)
         self.taken += 1
-
-    @property
-    def kept(self) -> dict[Tensor, Tensor]:
-        """The clean weights of each perturbed parameter."""
-        return dict(zip(self.units.params, self.backup, strict=True))
-
-    def check_unchanged(self) -> None:
-        """
-        Raises:
-            RuntimeError: a parameter was resized or cast since the first ascent.
-        """
-        self.units.check_unchanged(self.backup)
-
-    def restore(self) -> None:
-        """The weights as they were before the first ascent."""
-        units = self.units
-        units.check_unchanged(self.backup)
-        for part in units.parts:
-            _ops.restore_(units.locals[part.params], self.backup[part.params])
-        increment_version(units.locals)
 
     def strengths_by_name(self) -> dict[str, Tensor]:
         """Of each parameter: a tensor of shape (), or of its rows."""
@@ -147,18 +124,18 @@ class Ascent:
             rule.reference,
             rule.norm,
         )
+        self._layer = layer
         if rule.steps > 1:
-            self._layer = layer
             self._radius = self.strengths.nan_to_num(nan=0.0)
             for part in units.parts:
-                _ops.restore_(self.backup[part.params], weights[part.params])
-                torch._foreach_zero_(self._offset[part.params])
+                _ops.restore_(units.backup[part.params], weights[part.params])
+                torch._foreach_zero_(units.offset[part.params])
         return multiplier
 
     def _next(self, grads: list[Tensor], running: Tensor, scale: Tensor | None) -> Tensor:
         """The multipliers of a later gradient: the strengths stay those of the first."""
         units, rule = self.units, self.rule
-        sums = units.sums(grads, self.backup, units.weighted, rule.eta)
+        sums = units.sums(grads, units.backup, units.weighted, rule.eta)
         size_exponent = 0.0 if rule.norm == 2 else 0.5
         multiplier: Tensor
         multiplier, _, found_inf = _ops.strengths(
@@ -187,8 +164,8 @@ class Ascent:
         for part, m, r in zip(units.parts, units.split(multiplier), units.split(radius), strict=True):
             k = part.params
             _ops.ascend_(
-                self._offset[k],
-                self.backup[k],
+                units.offset[k],
+                units.backup[k],
                 grads[k],
                 m,
                 r,
@@ -200,11 +177,11 @@ class Ascent:
         scale = torch.ones_like(radius)
         if rule.norm == 2:
             inverse = [-kind for kind in units.weighted]
-            norm = units.of_segments(units.sums(self._offset, self.backup, inverse, rule.eta)).sqrt()
+            norm = units.of_segments(units.sums(units.offset, units.backup, inverse, rule.eta)).sqrt()
             scale = torch.where(norm > radius, radius / norm, scale)
         for part, c, s in zip(units.parts, units.split(scale), seeds, strict=True):
             k = part.params
-            _ops.project_(units.locals[k], self.backup[k], self._offset[k], c, part.rows, s)
+            _ops.project_(units.locals[k], units.backup[k], units.offset[k], c, part.rows, s)
 
     def _seeds(self, seed: Tensor) -> list[Tensor]:
         return [seed.to(part.device, non_blocking=True) + part.salt if part.salt else seed for part in self.units.parts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,14 @@ from torch.optim import SGD, Adam, AdamW
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from . import _ops
-from ._segments import as_parameter, local, memory
+from ._segments import as_parameter, dtypes, local, marks, strides
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch.optim import Optimizer
+
+    from ._segments import Units
 
 _TYPES = {Tensor, torch.nn.Parameter}
 _DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
@@ -29,7 +32,7 @@ class Base:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        self._served: dict[int, list[Tensor]] = {}  # of a group: the tensors that a kernel is known to serve
+        self._plans: dict[int, _Plan] = {}  # by the id of a group
 
     def step(self, scale: Tensor | None, found_inf: Tensor | None) -> None:
         """The base's own step, with gradients that may be scaled."""
@@ -48,24 +51,27 @@ class Base:
             if not found_inf.item():
                 base.step()
 
-    def step_from(self, kept: Mapping[Tensor, Tensor], scale: Tensor | None, found_inf: Tensor | None) -> bool:
-        """Restore the parameters to what is `kept` and step them; or return False if no kernel can do both."""
+    def step_from(self, units: Units, scale: Tensor | None, found_inf: Tensor | None) -> bool:
+        """Restore the perturbed parameters and step all; or return False if no kernel can do both.
+
+        That the memory of the perturbed parameters is unchanged was checked.
+        """
         base: Any = self.optimizer
         if not self._is_known():
             return False
         batches = []
         for group in base.param_groups:
             batch = _Batch(base, group)
-            if not self._serves(group, batch, found_inf):
+            if not batch.params:
+                continue
+            plan = self._plan(batch, units)
+            if plan is None or not batch.suits(plan, found_inf):
                 return False
-            batches.append(batch)
-        for batch in batches:
-            batch.run(kept, scale, found_inf)
-        left = [p for p in kept if p.grad is None]
-        for alike in by_device(left):
-            params = [left[k] for k in alike]
-            _ops.restore_(params, [kept[p] for p in params])
-            increment_version(params)
+            batches.append((batch, plan))
+        for batch, plan in batches:
+            batch.run(plan, scale, found_inf)
+        if sum(plan.perturbed for _, plan in batches) < len(units.params):
+            units.restore([k for k, p in enumerate(units.params) if p.grad is None])
         base._opt_called = True  # learning rate schedulers ask for it
         return True
 
@@ -73,24 +79,53 @@ class Base:
         base = self.optimizer
         if type(base) not in (SGD, Adam, AdamW):
             return False
-        hooks = (base._optimizer_step_pre_hooks, base._optimizer_step_post_hooks)
-        if any(hooks) or _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
+        if base._optimizer_step_pre_hooks or base._optimizer_step_post_hooks:
+            return False
+        if _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
             return False
         replaced = base.__dict__.get("step")
         return replaced is None or hasattr(replaced, "_wrapped_by_lr_sched")
 
-    def _serves(self, group: dict[str, Any], batch: _Batch, found_inf: Tensor | None) -> bool:
-        if group["differentiable"] or not batch.has_numbers():
-            return False
-        if found_inf is not None and not batch.takes_found_inf():
-            return False
+    def _plan(self, batch: _Batch, units: Units) -> _Plan | None:
+        """The plan of a batch that kernels can serve, made anew if a tensor of it is another or was changed."""
         tensors = batch.tensors()
-        known = self._served.get(id(group), [])
-        if len(known) != len(tensors) or not all(map(is_, known, tensors)):
+        plan = self._plans.get(id(batch.group))
+        if (
+            plan is None
+            or plan.units is not units
+            or len(plan.tensors) != len(tensors)
+            or not all(map(is_, plan.tensors, tensors))
+            or (plan.perturbed < len(batch.params) and plan.marks != marks(batch.params))
+        ):
             if not batch.has_kernels():
-                return False
-            self._served[id(group)] = tensors
-        return batch.arrange()
+                return None
+            params = batch.params
+            kept = dict(zip(units.params, units.backup, strict=True))
+            plan = self._plans[id(batch.group)] = _Plan(
+                units=units,
+                tensors=tensors,
+                marks=marks(params),
+                strides=strides(params),
+                dtypes=dtypes(params),
+                backup=[kept.get(p, p) for p in params],
+                perturbed=sum(p in kept for p in params),
+                devices=by_device(params),
+            )
+        return plan
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What does not change from step to step in a group."""
+
+    units: Units
+    tensors: list[Tensor]
+    marks: Any
+    strides: Any
+    dtypes: list[torch.dtype]
+    backup: list[Tensor]
+    perturbed: int
+    devices: list[Sequence[int]]
 
 
 class _Batch:
@@ -105,28 +140,17 @@ class _Batch:
         self.states: list[list[Any]] = [[] for _ in range(1 if self.is_sgd else 4)]
         base._init_group(group, self.params, self.grads, *self.states)
 
-    def has_numbers(self) -> bool:
-        """Whether the options are what the kernels take."""
-        group = self.group
-        options = [group["weight_decay"], *([group["momentum"]] if self.is_sgd else [*group["betas"], group["eps"]])]
-        return not any(isinstance(x, Tensor) for x in options)
-
-    def takes_found_inf(self) -> bool:
-        """Whether a step can be left out without asking the device."""
-        if self.is_sgd:
-            return not self.group["dampening"] or all(x is not None for x in self.states[0])
-        return all(step.device == p.device for p, step in zip(self.params, self.states[3], strict=True))
-
     def tensors(self) -> list[Tensor]:
+        """All of which it depends whether a kernel can be used. SGD has no momentum in its first step."""
         return [x for xs in (self.params, *self.states) for x in xs if x is not None]
 
     def has_kernels(self) -> bool:
         """Whether parameters and states are of types that the kernels take, and lie alike in memory."""
         params = self.params
-        name = "restore_sgd_" if self.is_sgd else "restore_adam_"
+        kernels = _ops.KERNELS["restore_sgd_" if self.is_sgd else "restore_adam_"]
         return (
             len(set(params)) == len(params)
-            and all(type(p) in _TYPES and p.dtype in _DTYPES and p.device.type in _ops.KERNELS[name] for p in params)
+            and all(type(p) in _TYPES and p.dtype in _DTYPES and p.device.type in kernels for p in params)
             and all(
                 x is None or (x.dtype, x.shape, x.device, x.stride()) == (p.dtype, p.shape, p.device, p.stride())
                 for states in self.states[:3]
@@ -134,43 +158,51 @@ class _Batch:
             )
         )
 
-    def arrange(self) -> bool:
-        """Give the gradients their parameters' strides; False if they are not of the parameters' types."""
-        if memory(self.grads) != memory(self.params):
-            if not all(
-                type(g) in _TYPES and (g.layout, g.dtype, g.device) == (p.layout, p.dtype, p.device)
-                for p, g in zip(self.params, self.grads, strict=True)
-            ):
-                return False
-            self.grads = [as_parameter(p, g) for p, g in zip(self.params, self.grads, strict=True)]
+    def suits(self, plan: _Plan, found_inf: Tensor | None) -> bool:
+        """Whether options and gradients are such as the kernels take; gradients get the strides of parameters."""
+        group = self.group
+        options = (group["momentum"],) if self.is_sgd else (*group["betas"], group["eps"])
+        if group["differentiable"] or any(isinstance(x, Tensor) for x in (group["weight_decay"], *options)):
+            return False
+        if found_inf is not None and not self._takes_found_inf():
+            return False
+        laid_out = strides(self.grads)
+        if laid_out is None or not _TYPES.issuperset(map(type, self.grads)) or dtypes(self.grads) != plan.dtypes:
+            return False
+        if laid_out != plan.strides:
+            self.grads = [as_parameter(p, grad) for p, grad in zip(self.params, self.grads, strict=True)]
         return True
 
-    def run(self, kept: Mapping[Tensor, Tensor], scale: Tensor | None, found_inf: Tensor | None) -> None:
-        backup = [kept.get(p, p) for p in self.params]
+    def _takes_found_inf(self) -> bool:
+        """Whether a step can be left out without asking the device."""
+        if self.is_sgd:
+            return not self.group["dampening"] or all(x is not None for x in self.states[0])
+        return all(step.device == p.device for p, step in zip(self.params, self.states[3], strict=True))
+
+    def run(self, plan: _Plan, scale: Tensor | None, found_inf: Tensor | None) -> None:
         run = self._run_sgd if self.is_sgd else self._run_adam
-        for alike in by_device(self.params):
-            device = self.params[alike[0]].device
+        lists = [self.params, plan.backup, self.grads, *self.states]
+        for places in plan.devices:
+            device = self.params[places[0]].device
             run(
-                alike,
-                [[xs[k] for k in alike] if xs else [] for xs in (self.params, backup, self.grads, *self.states)],
+                lists if len(plan.devices) == 1 else _rows(lists, places),
                 None if scale is None else scale.to(device, non_blocking=True),
                 None if found_inf is None else found_inf.to(device, non_blocking=True),
             )
         increment_version(self.params)
 
-    def _run_sgd(
-        self, alike: Sequence[int], lists: list[list[Any]], scale: Tensor | None, found_inf: Tensor | None
-    ) -> None:
+    def _run_sgd(self, lists: list[list[Any]], scale: Tensor | None, found_inf: Tensor | None) -> None:
         group = self.group
         operator = _ops.restore_sgd_.tensor_lr if isinstance(group["lr"], Tensor) else _ops.restore_sgd_.default
-        fresh = [k for k, x in enumerate(lists[3]) if x is None]
+        params, momentum = lists[0], lists[3]
+        fresh = [k for k, x in enumerate(momentum) if x is None]
         for k in fresh:
-            lists[3][k] = self.base.state[lists[0][k]]["momentum_buffer"] = torch.zeros_like(lists[0][k])
-        stepped = [k for k in range(len(alike)) if k not in set(fresh)] if fresh else list(range(len(alike)))
-        for places, first in ((fresh, True), (stepped, False)):
+            momentum[k] = self.base.state[params[k]]["momentum_buffer"] = torch.zeros_like(params[k])
+        old = [k for k in range(len(params)) if k not in set(fresh)] if fresh else list(range(len(params)))
+        for places, first in ((fresh, True), (old, False)):
             if places:
                 operator(
-                    *(lists if len(places) == len(alike) else [[xs[k] for k in places] for xs in lists]),
+                    *(lists if len(places) == len(params) else _rows(lists, places)),
                     group["lr"],
                     group["momentum"],
                     group["dampening"],
@@ -182,9 +214,7 @@ class _Batch:
                     found_inf,
                 )
 
-    def _run_adam(
-        self, alike: Sequence[int], lists: list[list[Any]], scale: Tensor | None, found_inf: Tensor | None
-    ) -> None:
+    def _run_adam(self, lists: list[list[Any]], scale: Tensor | None, found_inf: Tensor | None) -> None:
         group = self.group
         operator = _ops.restore_adam_.tensor_lr if isinstance(group["lr"], Tensor) else _ops.restore_adam_.default
         operator(
@@ -201,11 +231,16 @@ class _Batch:
         )
 
 
+def _rows(lists: list[list[Any]], places: Sequence[int]) -> list[list[Any]]:
+    """The same places of each list that is not empty."""
+    return [[xs[k] for k in places] if xs else [] for xs in lists]
+
+
 def by_device(tensors: Sequence[Tensor]) -> list[Sequence[int]]:
     """The places of the tensors on each device."""
     devices = list(map(_device, tensors))
-    if len(set(devices)) == 1:
-        return [range(len(tensors))]
+    if devices.count(devices[0]) == len(devices):
+        return [range(len(devices))]
     places: dict[torch.device, list[int]] = {}
     for k, device in enumerate(devices):
         places.setdefault(device, []).append(k)
@@ -215,7 +250,7 @@ def by_device(tensors: Sequence[Tensor]) -> list[Sequence[int]]:
 def unscale(grads: Sequence[Tensor], scale: Tensor) -> None:
     """Divide gradients by the scale of the loss, as `torch.amp.GradScaler` does."""
     inverse = scale.double().reciprocal().float()
-    locals_ = [local(grad) for grad in grads]
-    for alike in by_device(locals_):
-        device = locals_[alike[0]].device
-        torch._foreach_mul_([locals_[k] for k in alike], inverse.to(device, non_blocking=True))
+    mine = [local(grad) for grad in grads]
+    for places in by_device(mine) if mine else ():
+        device = mine[places[0]].device
+        torch._foreach_mul_([mine[k] for k in places], inverse.to(device, non_blocking=True))

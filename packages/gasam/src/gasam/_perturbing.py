@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from . import _ops, _validation
 from ._ascent import Ascent, Rule
 from ._base import Base, by_device, unscale
-from ._segments import Memory, Segments, Units, as_parameter, local
+from ._segments import Segments, Units, as_parameter, local
 from ._selection import Selection
 
 if TYPE_CHECKING:
@@ -79,10 +79,6 @@ class Perturbing(Optimizer):
         self._last: Ascent | None = None  # that was taken last
         self._clean: dict[Tensor, Tensor] = {}
         self._scale: Tensor | None = None  # of the clean gradients
-        self._forget_memory()
-
-    def _forget_memory(self) -> None:
-        self._backup, self._offset, self._kept = Memory(), Memory(wide=True), Memory()
 
     # --- what is the base optimizer's -----------------------------------------------------------------------------
 
@@ -120,7 +116,7 @@ class Perturbing(Optimizer):
         """Change the last gradients in place. `found_inf` is not 0 if `clean`, or they, are not finite."""
         if self._averages:
             share = 1 / (self._rule.steps + 1)
-            self._mix(grads, clean, torch.tensor([share, share], dtype=torch.float64), found_inf)
+            self._mix(grads, clean, found_inf.new_full((2,), share, dtype=torch.float64), found_inf)
 
     def _plain(self, params: list[Tensor], grads: list[Tensor]) -> None:
         """Change in place the gradients of a step that `every` leaves without an ascent."""
@@ -175,7 +171,6 @@ class Perturbing(Optimizer):
                 self._kind_of_segments,
             )
             self._known = params
-            self._forget_memory()
         return self._segments
 
     def _rho(self) -> tuple[float, ...]:
@@ -193,7 +188,7 @@ class Perturbing(Optimizer):
     def _ascend(self, given: Sequence[Tensor | None] | None = None, scale: Tensor | None = None) -> None:
         """Move the weights along gradients, which are those `given`, or `.grad`."""
         ascent = self._ascent
-        segments = self._current_segments() if ascent is None else ascent.segments
+        segments = self._current_segments() if ascent is None else ascent.units.source
         params = segments.params
         if not self._needs_gradient:
             given = [p if p.requires_grad else None for p in params]
@@ -214,10 +209,11 @@ class Perturbing(Optimizer):
             self._keep(units, grads, scale)
         grads = self._direction(units.params, grads)
         if ascent is None:
-            ascent = Ascent(self._rule, segments, units, self._backup, self._offset)
+            ascent = Ascent(self._rule, units)
             self._running, self._seed, self._skipped = (
                 x.to(units.device) for x in (self._running, self._seed, self._skipped)
             )
+        scale = None if scale is None else scale.to(units.device)
         ascent.take(grads, units.rho(self._rho()), self._running, scale, self._seed)
         self._seed.add_(1)
         self._ascent = self._last = ascent
@@ -225,19 +221,19 @@ class Perturbing(Optimizer):
 
     def _keep(self, units: Units, grads: list[Tensor], scale: Tensor | None) -> None:
         """Keep the gradients of the first ascent, or the sum over all ascents."""
-        kept = self._kept.views(units.locals)
         if not self._clean:
-            torch._foreach_copy_(kept, grads)
-            self._clean = dict(zip(units.params, kept, strict=True))
+            torch._foreach_copy_(units.kept, grads)
+            self._clean = dict(zip(units.params, units.kept, strict=True))
             self._scale = scale
         elif self._averages:
-            torch._foreach_add_(kept, grads)
+            torch._foreach_add_(units.kept, grads)
 
     @torch.no_grad()
     def _restore(self) -> None:
         """The weights as they were."""
         if self._ascent is not None:
-            self._ascent.restore()
+            self._ascent.units.check_unchanged()
+            self._ascent.units.restore()
         self._end_ascents()
 
     def _end_ascents(self) -> None:
@@ -255,13 +251,13 @@ class Perturbing(Optimizer):
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         ascent, clean = self._ascent, self._clean
         if ascent is not None:
-            ascent.check_unchanged()
+            ascent.units.check_unchanged()
         mixed = None
         try:
             if clean or (plain and type(self)._plain is not Perturbing._plain):
                 mixed = self._combined(ascent, clean, scale, found_inf)
                 scale = None
-            restored = ascent is not None and self._base.step_from(ascent.kept, scale, found_inf)
+            restored = ascent is not None and self._base.step_from(ascent.units, scale, found_inf)
         except BaseException:
             self._restore()
             raise

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from . import _ops, _validation
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 _ALIGNMENT = 64  # bytes: a cache line
 
-_kind = attrgetter("dtype", "shape", "device", "layout")
+_dtype = attrgetter("dtype")
 
 
 def _dtensor() -> type[DTensor] | None:
@@ -38,10 +40,21 @@ def local(x: Tensor) -> Tensor:
     return x._local_tensor if is_sharded(x) else x  # type: ignore[attr-defined]
 
 
-def memory(xs: Iterable[Tensor]) -> list[Any]:
-    """All by which the memory of one tensor may differ from that of another, but its place."""
-    xs = list(xs)
-    return [*map(_kind, xs), *[x.stride() for x in xs]]
+def strides(xs: Iterable[Tensor]) -> list[tuple[int, ...]] | None:
+    """Of each tensor; None if one of them is sparse and has none."""
+    try:
+        return list(map(Tensor.stride, xs))
+    except RuntimeError:
+        return None
+
+
+def dtypes(xs: Iterable[Tensor]) -> list[torch.dtype]:
+    return list(map(_dtype, xs))
+
+
+def marks(xs: Sequence[Tensor]) -> tuple[list[Any], ...]:
+    """What tells that a tensor was resized, cast or moved: nothing of it changes without one of these."""
+    return list(map(Tensor.data_ptr, xs)), list(map(Tensor.stride, xs)), list(map(Tensor.numel, xs))
 
 
 def _spread(p: Any) -> list[int]:
@@ -88,10 +101,11 @@ class Part:
     salt: int  # makes the random numbers of devices and processes differ
 
 
-@dataclass(slots=True)
+@dataclass
 class Units:
     """The parameters that are perturbed in a step, ordered by device, and the units and segments of them."""
 
+    source: Segments
     order: list[int]  # places among all that may be perturbed
     names: list[str]
     params: list[Tensor]
@@ -104,9 +118,29 @@ class Units:
     shards: list[tuple[Any, Tensor | None]]  # a process group, and the units that are distributed over it
     rows: list[int]
     by_channel: bool
-    memory: list[Any]
     straight: bool  # `order` is 0, 1, 2, ... and nothing is sharded
-    _rho: tuple[tuple[float, ...], Tensor] | None = field(default=None)
+    _rho: tuple[tuple[float, ...], Tensor] | None = None
+    _checked: bool = False
+
+    def __post_init__(self) -> None:
+        self._marks = marks(self.locals)
+        self._strides = strides(self.locals)
+        self._dtypes = dtypes(self.locals)
+
+    @cached_property
+    def backup(self) -> list[Tensor]:
+        """Memory for the clean weights."""
+        return self.source.backup.views(self.locals)
+
+    @cached_property
+    def offset(self) -> list[Tensor]:
+        """Memory for w + e - w, of more than 16 bits an element."""
+        return self.source.offset.views(self.locals)
+
+    @cached_property
+    def kept(self) -> list[Tensor]:
+        """Memory for the clean gradients."""
+        return self.source.kept.views(self.locals)
 
     @property
     def device(self) -> torch.device:
@@ -120,18 +154,19 @@ class Units:
             self._rho = key, torch.tensor(key, dtype=torch.float64, device=self.device)[self.groups]
         return self._rho[1]
 
-    def arrange(self, given: Sequence[Tensor | None], *, check: bool = True) -> list[Tensor]:
+    def arrange(self, given: Sequence[Tensor | None]) -> list[Tensor]:
         """Gradients of `params`, out of a list of all: as they lie here, and as the parameters lie in memory.
 
         Raises:
             RuntimeError: a gradient is sparse, or does not have its parameter's shape, dtype and device.
         """
         grads: list[Any] = list(given) if self.straight else [given[k] for k in self.order]
-        if self.straight and memory(grads) == self.memory:
+        # torch lets `.grad` differ from its parameter in nothing but the dtype and the layout
+        if self.straight and self._checked and strides(grads) == self._strides and dtypes(grads) == self._dtypes:
             return grads
-        if check:
-            for name, p, grad in zip(self.names, self.params, grads, strict=True):
-                _validation.check_gradient(name, p, grad)
+        for name, p, grad in zip(self.names, self.params, grads, strict=True):
+            _validation.check_gradient(name, p, grad)
+        self._checked = True
         return [as_parameter(p, grad) for p, grad in zip(self.params, grads, strict=True)]
 
     def split(self, values: Tensor) -> list[Tensor]:
@@ -159,16 +194,25 @@ class Units:
         """For each unit the sum over its segment."""
         return torch.zeros_like(values).index_add_(0, self.segment, values)[self.segment]
 
-    def check_unchanged(self, backup: list[Tensor]) -> None:
-        """
+    def check_unchanged(self) -> None:
+        """That the parameters' memory is what `backup` was taken of.
+
         Raises:
-            RuntimeError: a parameter's memory is no longer what it was when `backup` was taken.
+            RuntimeError: a parameter was resized or cast since.
         """
-        if any(map(is_sharded, self.params)):
+        if self.source.is_sharded:
             self.locals = [local(p) for p in self.params]
-        if memory(self.locals) != self.memory:
-            for name, p, kept in zip(self.names, self.params, backup, strict=True):
+        if marks(self.locals) != self._marks:
+            for name, p, kept in zip(self.names, self.params, self.backup, strict=True):
                 _validation.check_as_perturbed(name, p, kept)
+
+    def restore(self, places: Sequence[int] | None = None) -> None:
+        """Put back the clean weights, of all parameters or some."""
+        for part in self.parts:
+            k = range(len(self.params))[part.params]
+            some = k if places is None else [place for place in places if place in k]
+            _ops.restore_([self.locals[place] for place in some], [self.backup[place] for place in some])
+            increment_version([self.locals[place] for place in some])
 
 
 def as_parameter(p: Tensor, grad: Tensor) -> Tensor:
@@ -197,9 +241,10 @@ class Segments:
         self._groups = [group for _, _, group, _ in params]
         self._weighted = [weighted for _, _, _, weighted in params]
         self._segments = segments
-        self._sharded = any(map(is_sharded, self.params))
+        self.is_sharded = any(map(is_sharded, self.params))
         self.locals = [local(p) for p in self.params]
-        self._memory = memory(self.locals)
+        self.backup, self.offset, self.kept = Memory(), Memory(wide=True), Memory()
+        self._marks = marks(self.locals)
         self._units: dict[tuple[int, ...] | None, Units] = {}
 
     @property
@@ -208,9 +253,9 @@ class Segments:
 
     def is_current(self) -> bool:
         """Whether the parameters' memory is as it was."""
-        if self._sharded and any(local(p) is not x for p, x in zip(self.params, self.locals, strict=True)):
+        if self.is_sharded and any(local(p) is not x for p, x in zip(self.params, self.locals, strict=True)):
             return False
-        return memory(self.locals) == self._memory
+        return marks(self.locals) == self._marks
 
     def units(self, grads: Sequence[Tensor | None]) -> Units:
         """Of the parameters that have gradients."""
@@ -235,7 +280,7 @@ class Segments:
         """The places of parameters on one device and over the same process groups, with these."""
         alike: dict[Any, list[int]] = {}
         for k, p in enumerate(params):
-            spread = [(p.device_mesh, dim) for dim in _spread(p)] if self._sharded and is_sharded(p) else []  # type: ignore[attr-defined]
+            spread = [(p.device_mesh, dim) for dim in _spread(p)] if self.is_sharded and is_sharded(p) else []  # type: ignore[attr-defined]
             alike.setdefault((local(p).device, *spread), []).append(k)
         return [([mesh.get_group(dim) for mesh, dim in key[1:]], places) for key, places in alike.items()]
 
@@ -279,6 +324,7 @@ class Segments:
             "channel": lambda: torch.arange(sum(rows), device=device),
         }
         return Units(
+            source=self,
             order=order,
             names=[self.named[k][0] for k in order],
             params=[self.params[k] for k in order],
@@ -291,19 +337,18 @@ class Segments:
             shards=self._shards(order),
             rows=rows,
             by_channel=self._segments == "channel",
-            memory=memory(self.locals[k] for k in order),
-            straight=order == list(range(len(self.params))) and not self._sharded,
+            straight=order == list(range(len(self.params))) and not self.is_sharded,
         )
 
     def _process(self, places: Sequence[int]) -> int:
         """A number that tells apart the processes that hold other shards."""
-        if not self._sharded:
+        if not self.is_sharded:
             return 0
         return next((self.params[k].device_mesh.get_rank() for k in places if is_sharded(self.params[k])), 0)  # type: ignore[attr-defined]
 
     def _shards(self, order: Sequence[int]) -> list[tuple[Any, Tensor | None]]:
         """Over which process groups sums are to be taken, and of which units; a sharded parameter is one unit."""
-        if not self._sharded:
+        if not self.is_sharded:
             return []
         distributed: dict[tuple[Any, int], list[bool]] = {}
         for place, k in enumerate(order):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GASAM"]
 
-_TRANSIENT = {"_segments", "_known", "_ascent", "_last", "_clean", "_scale", "_backup", "_offset", "_kept", "_base"} | {
+_TRANSIENT = {"_segments", "_known", "_ascent", "_last", "_clean", "_scale", "_base"} | {
     "_losses",
     "_left",
     "step",  # a learning rate scheduler puts one here
@@ -156,9 +156,6 @@ class GASAM(Perturbing):
             base = base_optimizer
         else:
             base = base_optimizer(selection.groups, **base_kwargs)
-        base.defaults["rho"] = rho
-        for group in base.param_groups:
-            group.setdefault("rho", next((of_groups[p] for p in group["params"] if p in of_groups), rho))
         self._rule = Rule.of(
             strength_exponent=strength_exponent,
             size_exponent=size_exponent,
@@ -177,6 +174,9 @@ class GASAM(Perturbing):
         self._fraction = ascent_fraction
         self._warned = False
         super().__init__(base, selection)
+        base.defaults["rho"] = rho
+        for group in base.param_groups:
+            group.setdefault("rho", next((of_groups[p] for p in group["params"] if p in of_groups), rho))
         self._passes = Passes(
             selection.module,
             share_dropout=share_dropout,
@@ -191,7 +191,8 @@ class GASAM(Perturbing):
         self._taken = 0  # ascents of this step that are not restored, also those that moved nothing
         self._has_ascended = False  # in this step
         self._losses: tuple[Any, Any] | None = None
-        self._left: list[tuple[int, int]] = []  # gradients that the last step left, and their versions
+        self._has_closure = False
+        self._left: set[tuple[int, int]] | None = set()  # gradients that the last step left, and versions, if known
 
     # --- where a step is ------------------------------------------------------------------------------------------
 
@@ -411,22 +412,23 @@ class GASAM(Perturbing):
 
     def _warn_of_gradients(self) -> None:
         """Once, if the closure is about to lose gradients that the last step did not leave."""
-        if self._warned:
+        known, self._has_closure = self._left, True
+        if self._warned or known is None:
             return
-        known = {*self._left}
         for grad in (p.grad for group in self.param_groups for p in group["params"]):
             if grad is not None and (id(grad), grad._version) not in known and (grad.is_sparse or local(grad).any()):
                 self._warned = True
                 message = "step(closure) drops the gradients that it finds: call backward() inside the closure"
-                warn(message, stacklevel=4)
+                warn(message, stacklevel=5)
                 return
 
     def _finish(self) -> None:
-        self._descend(plain=not self._has_ascended and not self.is_perturbed and self._step % self._every != 0)
+        self._descend(plain=self._step % self._every != 0 and any(self._rho()))
         self._has_ascended = False
-        if not self._warned:
+        self._left = None
+        if self._has_closure and not self._warned:
             grads = [p.grad for group in self.param_groups for p in group["params"]]
-            self._left = [(id(grad), grad._version) for grad in grads if grad is not None]
+            self._left = {(id(grad), grad._version) for grad in grads if grad is not None}
 
     def _end_ascents(self) -> None:
         super()._end_ascents()
@@ -499,6 +501,7 @@ class GASAM(Perturbing):
         self.base_optimizer.load_state_dict(state_dict)
         for group, radius in zip(self.param_groups, rho, strict=True):
             group.setdefault("rho", radius)
+        self._has_ascended = False
         self._step = int(own.pop("step", 0))
         for name, tensor in (("running", self._running), ("seed", self._seed)):
             tensor.copy_(own.pop(name)) if name in own else tensor.zero_()
