@@ -381,6 +381,7 @@ class GASAM(Perturbing):
             try:
                 loss = self._ascend_with(closure)
             except BaseException:
+                self._left = None
                 self._passes.undo()
                 self._restore()
                 raise
