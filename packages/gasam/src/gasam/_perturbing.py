@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from . import _ops, _validation
 from ._ascent import Ascent, Rule
 from ._base import Base, by_device, unscale
-from ._segments import Segments, Units, as_parameter, local
+from ._segments import Memory, Segments, Units, as_parameter, local
 from ._selection import Selection
 
 if TYPE_CHECKING:
@@ -78,7 +78,12 @@ class Perturbing(Optimizer):
         self._ascent: Ascent | None = None  # that the weights are at
         self._last: Ascent | None = None  # that was taken last
         self._clean: dict[Tensor, Tensor] = {}
-        self._scale: Tensor | None = None  # of the clean gradients
+        self._scale: Tensor | None = None  # of the loss of the first ascent
+        self._forget_memory()
+
+    def _forget_memory(self) -> None:
+        """Before memory of another layout is needed."""
+        self._kept = Memory()  # for the clean gradients, or what a preset that needs none makes of them
 
     # --- what is the base optimizer's -----------------------------------------------------------------------------
 
@@ -171,6 +176,7 @@ class Perturbing(Optimizer):
                 self._kind_of_segments,
             )
             self._known = params
+            self._forget_memory()
         return self._segments
 
     def _rho(self) -> tuple[float, ...]:
@@ -205,28 +211,30 @@ class Perturbing(Optimizer):
             units = ascent.units
             given = [torch.zeros_like(p) if grad is None else grad for p, grad in zip(params, given, strict=True)]
         grads = units.arrange(given) if self._needs_gradient else []
+        scale = None if scale is None else scale.to(units.device)
+        if ascent is None:
+            self._scale = scale
         if self._keeps_clean or self._averages:
-            self._keep(units, grads, scale)
+            self._keep(units, grads)
         grads = self._direction(units.params, grads)
         if ascent is None:
             ascent = Ascent(self._rule, units)
             self._running, self._seed, self._skipped = (
                 x.to(units.device) for x in (self._running, self._seed, self._skipped)
             )
-        scale = None if scale is None else scale.to(units.device)
         ascent.take(grads, units.rho(self._rho()), self._running, scale, self._seed)
         self._seed.add_(1)
         self._ascent = self._last = ascent
         torch.clear_autocast_cache()
 
-    def _keep(self, units: Units, grads: list[Tensor], scale: Tensor | None) -> None:
+    def _keep(self, units: Units, grads: list[Tensor]) -> None:
         """Keep the gradients of the first ascent, or the sum over all ascents."""
+        kept = self._kept.views(units.locals)
         if not self._clean:
-            torch._foreach_copy_(units.kept, grads)
-            self._clean = dict(zip(units.params, units.kept, strict=True))
-            self._scale = scale
+            torch._foreach_copy_(kept, grads)
+            self._clean = dict(zip(units.params, kept, strict=True))
         elif self._averages:
-            torch._foreach_add_(units.kept, grads)
+            torch._foreach_add_(kept, grads)
 
     @torch.no_grad()
     def _restore(self) -> None:

@@ -137,11 +137,6 @@ class Units:
         """Memory for w + e - w, of more than 16 bits an element."""
         return self.source.offset.views(self.locals)
 
-    @cached_property
-    def kept(self) -> list[Tensor]:
-        """Memory for the clean gradients."""
-        return self.source.kept.views(self.locals)
-
     @property
     def device(self) -> torch.device:
         """Where everything is that belongs to units."""
@@ -243,7 +238,7 @@ class Segments:
         self._segments = segments
         self.is_sharded = any(map(is_sharded, self.params))
         self.locals = [local(p) for p in self.params]
-        self.backup, self.offset, self.kept = Memory(), Memory(wide=True), Memory()
+        self.backup, self.offset = Memory(), Memory(wide=True)
         self._marks = marks(self.locals)
         self._units: dict[tuple[int, ...] | None, Units] = {}
 

@@ -16,7 +16,7 @@ from . import _validation
 from ._ascent import Rule
 from ._passes import Passes
 from ._perturbing import Perturbing
-from ._segments import local
+from ._segments import Memory, local
 from ._selection import Selection
 
 if TYPE_CHECKING:
@@ -512,7 +512,11 @@ class GASAM(Perturbing):
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse("copying")
-        state = {k: v for k, v in self.__dict__.items() if k not in _TRANSIENT and not k.startswith("_optimizer_")}
+        state = {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in _TRANSIENT and not name.startswith("_optimizer_") and not isinstance(value, Memory)
+        }
         if self._only != "norm" and self._only is not None:  # a predicate, or modules
             state["_only"] = list(self._chosen())
         return state
