@@ -7,8 +7,9 @@ from typing import Any
 
 from . import _ops as _ops
 from .optimizer import GASAM
+from .presets import ASAM, GSAM, MSAM, SAM, SAMON, WSAM, FriendlySAM, LookSAM, MultiStepRisk
 
-__all__ = ["GASAM"]
+__all__ = ["ASAM", "GASAM", "GSAM", "MSAM", "SAM", "SAMON", "WSAM", "FriendlySAM", "LookSAM", "MultiStepRisk"]
 __version__ = "1.0.0"
 
 _LAZY = frozenset({"flatness", "integrations"})  # they take time to import, or need an extra

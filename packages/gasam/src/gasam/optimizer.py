@@ -181,7 +181,7 @@ class GASAM(Perturbing):
             selection.module,
             share_dropout=share_dropout,
             keep_batch_stats=keep_batch_stats,
-            sync_ascent=sync_ascent,
+            sync_ascent=sync_ascent or self._averages or self._keeps_clean,  # what enters the step is everyone's
             only_params=None if only is None else self._chosen(),
             params=selection.params,
         )
