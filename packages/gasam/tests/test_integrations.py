@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, SequentialSampler
 
+import gasam
 from gasam import GASAM
 
 if TYPE_CHECKING:
@@ -77,6 +78,30 @@ def plain(
         optimizer.zero_grad()
         result.append(sum(sharpness) / accumulation)
     return result
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "GSAM": {},
+    "FriendlySAM": {},
+    "LookSAM": {"k": 2},
+    "MSAM": {"rho": 0.1},
+    "WSAM": {},
+    "MultiStepRisk": {"steps": 3},
+    "SAMON": {"only": lambda name, p: p.ndim == 1},
+}
+
+
+def by_closures(preset: str, model: nn.Module, loss_of: Callable[[Batch], Tensor], data: list[Batch]) -> None:
+    """A loop without a trainer, in which the optimizer calls a closure."""
+    optimizer = getattr(gasam, preset)(model, torch.optim.SGD, lr=LR, momentum=0.9, **PRESETS[preset])
+    for batch in batches(data):
+
+        def closure(batch: Batch = batch) -> Tensor:
+            loss = loss_of(batch)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
 
 
 def assert_same(model: nn.Module, expected: nn.Module, tolerance: float = 1e-6) -> None:
@@ -201,6 +226,24 @@ class TestTransformers:
         for model, repeat in zip(models, (1, 2), strict=True):
             data = examples(STEPS, repeat)
             self.trainer(model, data, tmp_path, sam=sam, gradient_accumulation_steps=repeat).train()
+        assert_same(*models)
+
+    @pytest.mark.parametrize("preset", PRESETS)
+    def test_presets_take_the_steps_that_they_take_with_closures(self, tmp_path: Path, preset: str) -> None:
+        data, model = examples(STEPS), self.model()
+        expected = copy.deepcopy(model).train()
+        by_closures(preset, expected, lambda batch: expected(**batch).loss, data)
+        self.trainer(model, data, tmp_path, sam={"optimizer": getattr(gasam, preset), **PRESETS[preset]}).train()
+        assert_same(model, expected)
+
+    @pytest.mark.parametrize("preset", ["GSAM", "WSAM", "MultiStepRisk"])
+    def test_presets_mix_the_gradients_of_all_micro_batches(self, tmp_path: Path, preset: str) -> None:
+        models = [self.model(), self.model()]
+        for model, repeat in zip(models, (1, 2), strict=True):
+            sam = {"optimizer": getattr(gasam, preset), **PRESETS[preset]}
+            scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10) if repeat == 2 else None
+            arguments = {"gradient_accumulation_steps": repeat, "scaler": scaler}
+            self.trainer(model, examples(STEPS, repeat), tmp_path, sam=sam, **arguments).train()
         assert_same(*models)
 
     def test_sharpness_is_the_mean_since_the_last_entry(self, tmp_path: Path) -> None:
@@ -366,7 +409,7 @@ class TestLightning:
         )
 
     @staticmethod
-    def module(layers: nn.Module, *, base: Any = torch.optim.SGD, **options: Any) -> Any:
+    def module(layers: nn.Module, *, kind: type[GASAM] = GASAM, **options: Any) -> Any:
         from lightning.pytorch import LightningModule
 
         from gasam.integrations.lightning import SharpnessAware
@@ -385,7 +428,7 @@ class TestLightning:
                 return {"loss": loss, "more": batch_idx} if batch_idx % 2 else loss
 
             def configure_optimizers(self) -> Any:
-                optimizer = GASAM(self, base, lr=LR, momentum=0.9, **options)
+                optimizer = kind(self, torch.optim.SGD, lr=LR, momentum=0.9, **options)
                 return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)]
 
         class Module(SharpnessAware, Parent):
@@ -460,6 +503,14 @@ class TestLightning:
             module = self.module(net, reference=reference, strength_exponent=1.0, rho=0.5)
             self.fit(self.trainer(tmp_path, accumulate_grad_batches=repeat), module, examples(STEPS, repeat))
         assert_same(*nets)
+
+    @pytest.mark.parametrize("preset", PRESETS)
+    def test_presets_take_the_steps_that_they_take_with_closures(self, tmp_path: Path, preset: str) -> None:
+        data, layers = examples(STEPS), self.layers()
+        expected = copy.deepcopy(layers)
+        by_closures(preset, expected, partial(self.loss, expected), data)
+        self.fit(self.trainer(tmp_path), self.module(layers, kind=getattr(gasam, preset), **PRESETS[preset]), data)
+        assert_same(layers, expected)
 
     def test_steps_without_ascent_cost_one_pass(self, tmp_path: Path) -> None:
         layers, passes = self.layers(), []
