@@ -202,7 +202,7 @@ def test_norm_without_names_says_what_is_missing():
 
 
 class Renorm(nn.Module):
-    """A layer of somebody else: two statistics and a counter."""
+    """A layer of somebody else: a statistic that it overwrites, one that it replaces, and a counter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ class Renorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.running_mean.lerp_(x.detach().mean((0, 2)), 0.1)
-        self.running_std = self.running_std.lerp_(x.detach().std((0, 2)), 0.1)
+        self.running_std = self.running_std.lerp(x.detach().std((0, 2)), 0.1)
         self.steps += 1
         return x - self.running_mean[:, None]
 
@@ -299,7 +299,7 @@ def test_statistics_are_those_of_the_clean_passes(layer: str, ascents: int, know
         assert moved(before, buffers(alone)) == (layer != "BatchNorm1d without statistics" and bool(before))
         assert_equal(buffers(net), buffers(alone))
         places = places or [b.data_ptr() for b in net.buffers()]
-        assert [b.data_ptr() for b in net.buffers()] == places
+        assert [b.data_ptr() for b in net.buffers()] == places or layer == "renorm"
 
 
 def test_statistics_of_layers_that_run_on_gpus_alone_are_kept():
@@ -409,7 +409,7 @@ class Stop(Exception):
 @pytest.mark.parametrize("failing", [0, 1, 2])
 @pytest.mark.parametrize("known", [True, False])
 def test_an_exception_takes_the_statistics_back(failing: int, known: bool):
-    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(4))
+    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(4), Renorm())
     passes = Passes(net if known else None, **OPTIONS, only_params={net[1].weight}, params=list(net.parameters()))
     for x in batches(2) if known else batches(2)[:1]:  # what is not known yet cannot be taken back
         step(passes, lambda x=x: net(x), 2)

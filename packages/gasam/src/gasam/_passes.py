@@ -24,12 +24,15 @@ __all__ = ["Passes"]
 _RandomStates = tuple[Tensor, dict[int, Tensor]]
 
 
-def _statistics(module: nn.Module) -> list[Tensor]:
-    """The buffers of one layer that a forward pass in training moves."""
+_Buffer = tuple[dict[str, Tensor | None], str, Tensor]
+
+
+def _statistics(module: nn.Module) -> list[_Buffer]:
+    """The buffers of one layer that a forward pass in training moves, each with its place."""
     buffers = module._buffers
     if "running_mean" not in buffers and not module.__dict__.get("track_running_stats", False):
         return []
-    return [x for x in buffers.values() if x is not None and not is_lazy(x)]
+    return [(buffers, name, x) for name, x in buffers.items() if x is not None and not is_lazy(x)]
 
 
 def _random_states() -> _RandomStates:
@@ -77,15 +80,17 @@ def _modules_with(params: Sequence[Tensor]) -> list[nn.Module]:
 
 
 class _Saved:
-    """Copies of tensors in memory that is used again, made and written back with one call for each kind of tensor."""
+    """Copies of buffers in memory that is used again, made and written back with one call for each kind of tensor."""
 
     def __init__(self) -> None:
+        self._buffers: list[_Buffer] = []
         self._kinds: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
 
     @torch.no_grad()
-    def save(self, tensors: list[Tensor]) -> None:
+    def save(self, buffers: list[_Buffer]) -> None:
+        self._buffers = buffers
         kinds: dict[Any, list[Tensor]] = defaultdict(list)
-        for x in dict.fromkeys(tensors):
+        for x in dict.fromkeys(x for _, _, x in buffers):
             kinds[type(x), x.device, x.dtype].append(x)
         previous, self._kinds = self._kinds, {}
         for kind, originals in kinds.items():
@@ -99,6 +104,9 @@ class _Saved:
     def write_back(self) -> None:
         for originals, copies in self._kinds.values():
             torch._foreach_copy_(originals, copies)
+        for buffers, name, x in self._buffers:
+            if buffers[name] is not x:  # a layer may have put another tensor there
+                buffers[name] = x
 
 
 class Passes:
@@ -254,7 +262,7 @@ class Passes:
             yield from module.modules()
         yield from self._found
 
-    def _known_statistics(self) -> list[Tensor]:
+    def _known_statistics(self) -> list[_Buffer]:
         return [x for module in self._known() for x in _statistics(module)] if self.keep_batch_stats else []
 
     def _wrappers(self) -> list[DistributedDataParallel]:
