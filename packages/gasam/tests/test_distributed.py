@@ -7,6 +7,7 @@ and saves what they return; the tests look at the results of both.
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -108,7 +109,7 @@ class Counter:
         self.calls = 0
         model.register_comm_hook(None, self.reduce)
 
-    def reduce(self, state: object, bucket: Any) -> Any:
+    def reduce(self, state, bucket):  # torch refuses other annotations
         self.calls += 1
         reduced = torch.distributed.all_reduce(bucket.buffer().div_(WORLD), async_op=True).get_future()
         return reduced.then(lambda future: future.value()[0])
@@ -136,7 +137,7 @@ def each_its_own_ascent(rank: int) -> dict[str, Any]:
             total = [torch.zeros_like(p) for p in alone.parameters()]
             for each in range(WORLD):
                 x = batch(step, each)
-                for _ in range(single.rule.steps if options else 1):
+                for _ in range(options.get("steps", 1)):
                     single.zero_grad()
                     loss_of(alone, x).backward()
                     single.perturb()
@@ -173,7 +174,7 @@ def one_ascent_of_all(rank: int) -> dict[str, Any]:
     for name, options in (
         ("sync_ascent", {"sync_ascent": True}),
         ("only", {"sync_ascent": True, "only": lambda name, p: "odd" in name}),
-        ("without an ascent", {"every": 1000}),
+        ("every", {"sync_ascent": True, "every": 3}),
         ("hidden", {}),
     ):
         model, alone = net(), net()
@@ -198,7 +199,7 @@ def one_ascent_of_all(rank: int) -> dict[str, Any]:
 @scenario
 def only_some_ascend(rank: int) -> dict[str, Any]:
     model = net(Normed)
-    wrapped = DistributedDataParallel(model)
+    wrapped = DistributedDataParallel(model, broadcast_buffers=False)
     counter = Counter(wrapped)
     optimizer = GASAM(wrapped, torch.optim.SGD, 0.1, lr=0.05, only="norm")
     moved: set[str] = set()
@@ -216,7 +217,7 @@ def only_some_ascend(rank: int) -> dict[str, Any]:
     optimizer.step(closure)
     train(wrapped, optimizer, rank, range(1, 10))
     return {
-        "replica": tensors(model, optimizer),
+        "replica": {name: p.detach() for name, p in model.named_parameters()},
         "moved": sorted(moved),
         "gradients": gradients,
         "reductions": counter.calls,
@@ -328,18 +329,18 @@ def checkpoints(rank: int) -> dict[str, Any]:
 
     results = {}
     for full_state_dict in (False, True):
-        for base in (torch.optim.SGD, torch.optim.Adam):
+        for base, kwargs in ((torch.optim.SGD, {"momentum": 0.9}), (torch.optim.Adam, {})):
             options = StateDictOptions(full_state_dict=full_state_dict)
             model = sharded(net())
-            optimizer = GASAM(model, base, 0.1, lr=0.01, every=2)
+            optimizer = GASAM(model, base, 0.1, lr=0.01, every=2, **kwargs)
             train(model, optimizer, rank, range(3))
             optimizer.zero_grad()
-            weights, states = get_state_dict(model, optimizer, options=options)
+            weights, states = copy.deepcopy(get_state_dict(model, optimizer, options=options))
             own = optimizer.state_dict()["gasam"]
             before = tensors(model, optimizer, local)
 
             again = sharded(net())
-            resumed = GASAM(again, base, 0.7, lr=0.5, every=2)
+            resumed = GASAM(again, base, 0.7, lr=0.5, every=2, **kwargs)
             set_state_dict(again, resumed, model_state_dict=weights, optim_state_dict=states, options=options)
             resumed.load_state_dict({**resumed.state_dict(), "gasam": own})
             loaded = tensors(again, resumed, local)
@@ -389,10 +390,12 @@ def main(folder: Path, rank: int) -> None:
         "gloo", init_method=address, rank=rank, world_size=WORLD, timeout=timedelta(seconds=150)
     )
     for name, function in SCENARIOS.items():
+        import time; t0 = time.perf_counter(); c0 = time.process_time()
         try:
             result = {"result": function(rank)}
         except Exception:
             result = {"error": traceback.format_exc()}
+        open("/tmp/pp/times", "a").write(f"{name} {rank} {time.perf_counter()-t0:.2f} {time.process_time()-c0:.2f}\n")
         torch.save(result, folder / f"{name}.{rank}")
     torch.distributed.destroy_process_group()
 
@@ -461,13 +464,13 @@ def test_replicas_are_equal_after_a_thousand_steps_of_ascents_of_their_own(resul
     assert first["replica"]["1.num_batches_tracked"] == 1000
 
 
-@pytest.mark.parametrize("name", ["sync_ascent", "only", "without an ascent", "hidden"])
+@pytest.mark.parametrize("name", ["sync_ascent", "only", "every", "hidden"])
 def test_processes_that_ascend_together_make_what_one_process_makes(results: Any, name: str):
     first, second = (result[name] for result in results("one_ascent_of_all"))
     assert_equal(second["replica"], first["replica"])
     for one in (first, second):
         assert_equal(one["replica"], one["alone"], tolerance=1e-9)
-        assert one["reductions"] == (11 if name == "without an ascent" else 20)
+        assert one["reductions"] == (14 if name == "every" else 20)
         assert len(one["warnings"]) == (name == "hidden")
     if name == "hidden":
         assert "call watch(module)" in one["warnings"][0]

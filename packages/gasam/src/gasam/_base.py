@@ -51,6 +51,13 @@ class Base:
             if not found_inf.item():
                 base.step()
 
+    def makes_states(self) -> bool:
+        """Whether a step would do no more than that, as torch.distributed.checkpoint has it before it loads."""
+        groups = self.optimizer.param_groups
+        grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        at_rest = not self.optimizer.state and bool(grads) and all(group.get("lr", 0.0) == 0 for group in groups)
+        return at_rest and not any(local(grad).any() for grad in grads)
+
     def step_from(self, units: Units, scale: Tensor | None, found_inf: Tensor | None) -> bool:
         """Restore the perturbed parameters and step all; or return False if no kernel can do both.
 

@@ -258,6 +258,8 @@ class GASAM(Perturbing):
         if closure is not None:
             return self._step_with(closure)
         if not self.is_perturbed and not self._has_ascended and self.needs_ascent:
+            if self._base.makes_states():
+                return self.base_optimizer.step()
             raise RuntimeError(
                 "step() finishes a step whose ascent was taken: call first_step() after the first backward(), or pass a"
                 " closure"
