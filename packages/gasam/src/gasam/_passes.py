@@ -6,7 +6,7 @@ import gc
 import sys
 import weakref
 from collections import defaultdict
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 from warnings import warn
 
@@ -119,8 +119,8 @@ class Passes:
         module: whose layers and DDP wrappers are known from the start.
         share_dropout: whether the perturbed passes draw the random numbers of the clean pass.
         keep_batch_stats: whether running statistics are those of the clean pass.
-        sync_ascent: whether DDP averages the gradients of the clean pass too.
-        only_params: the parameters that are perturbed, if not all; the others get no gradient in the clean pass.
+        sync_ascent: whether DDP averages the gradients of ascents, too, and not only the last.
+        only_params: the parameters that are perturbed, if not all; the others get no gradient for an ascent.
         params: all parameters, by default those of `module`.
     """
 
@@ -171,13 +171,7 @@ class Passes:
         self.end_perturbed()
         self._first.save(self._known_statistics())
         self._random = _random_states() if self.share_dropout else None
-        with ExitStack() as stack:
-            wrappers = [] if self.sync_ascent else self._wrappers()
-            for wrapper in wrappers:
-                stack.enter_context(wrapper.no_sync())
-            # A reducer that is not told otherwise waits for the gradients of all parameters.
-            if wrappers or not _many_processes():
-                stack.enter_context(self._without_gradients())
+        with self._ascending():
             try:
                 yield
             except BaseException:
@@ -185,20 +179,21 @@ class Passes:
                 raise
 
     @contextmanager
-    def perturbed(self) -> Iterator[None]:
-        """Around each further call of the closure."""
+    def perturbed(self, *, last: bool = True) -> Iterator[None]:
+        """Around each further call of the closure. `last`: no other ascent follows it."""
         if self._random is not None:
             _set_random_states(*self._random)
-        try:
-            self.begin_perturbed(wrappers=True)
-            yield
-            self.end_perturbed()
-        except BaseException:
-            self._hidden = False
-            self.end_perturbed()
-            self._searched = False
-            self.undo()
-            raise
+        with nullcontext() if last else self._ascending():
+            try:
+                self.begin_perturbed(wrappers=True)
+                yield
+                self.end_perturbed()
+            except BaseException:
+                self._hidden = False
+                self.end_perturbed()
+                self._searched = False
+                self.undo()
+                raise
 
     def undo(self) -> None:
         """After an exception between the calls: take the statistics back to what they were before the clean pass."""
@@ -267,6 +262,18 @@ class Passes:
 
     def _wrappers(self) -> list[DistributedDataParallel]:
         return [one for given in self._given for one in given.modules() if isinstance(one, DistributedDataParallel)]
+
+    @contextmanager
+    def _ascending(self) -> Iterator[None]:
+        """A pass whose gradient is for an ascent alone: that of this process, of the perturbed parameters."""
+        with ExitStack() as stack:
+            wrappers = [] if self.sync_ascent else self._wrappers()
+            for wrapper in wrappers:
+                stack.enter_context(wrapper.no_sync())
+            # A reducer that is not told otherwise waits for the gradients of all parameters.
+            if wrappers or not _many_processes():
+                stack.enter_context(self._without_gradients())
+            yield
 
     @contextmanager
     def _without_gradients(self) -> Iterator[None]:

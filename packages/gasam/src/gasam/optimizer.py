@@ -70,7 +70,8 @@ class GASAM(Perturbing):
             or modules (default all).
         share_dropout: draw the same random numbers in every call of the closure of a step (default False).
         keep_batch_stats: let running statistics be those of the clean pass (default True).
-        sync_ascent: let DDP average the gradient of the ascent (default False: each process ascends along its own).
+        sync_ascent: let DDP average the gradient of the ascent (default False: each process ascends along its own,
+            unless that gradient is also applied, as with ``risk="average"``).
         strength_clip: c (default 10, measured: without it tensors of tiny gradients are thrown far away).
         **base_kwargs: for the class of the base optimizer.
 
@@ -400,7 +401,7 @@ class GASAM(Perturbing):
         for later in reversed(range(self._rule.steps)):
             self._ascend()
             self._taken += 1
-            with self._passes.perturbed():
+            with self._passes.perturbed(last=not later):
                 last = self._evaluate(closure, self._fraction if later else 1.0)
         clean, last = (x.detach() if isinstance(x, Tensor) else x for x in (loss, last))
         self._losses = clean, last
