@@ -133,8 +133,8 @@ class MultiStepRisk(SAM):
         >>> from gasam import MultiStepRisk
         >>> optimizer = MultiStepRisk(torch.nn.Linear(3, 1), torch.optim.SGD, steps=3, lr=0.1)
 
-    Reference: X. Sun, Z. Zhang, X. Ren, R. Luo, L. Li, Exploring the Vulnerability of Deep Neural Networks: A Study of
-    Parameter Corruption; with several steps, https://arxiv.org/abs/2109.02889
+    Reference: Z. Zhang, R. Luo, X. Ren, Q. Su, L. Li, X. Sun, Adversarial Parameter Defense by Multi-Step Risk
+    Minimization, https://arxiv.org/abs/2109.02889
     """
 
     def __init__(self, params: Any, base_optimizer: Base, rho: float = 0.05, *, steps: int = 2, **options: Any) -> None:
