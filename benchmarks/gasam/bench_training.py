@@ -1,0 +1,237 @@
+"""What it does to training: quality beside the base optimizer, SAM and ASAM, and steps that cost less than twice."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from harness import (
+    CPU,
+    FULL,
+    Contestant,
+    Context,
+    Figure,
+    MissingError,
+    Outcome,
+    Race,
+    Study,
+    UnequalError,
+    Versus,
+    Workload,
+    at_most,
+)
+from tasks import (
+    CHEAP,
+    EXPERIMENTS,
+    FLAT,
+    LONGER,
+    RADIUS,
+    Experiment,
+    Images,
+    LanguageModelling,
+    Runs,
+    Translation,
+    build,
+    fit,
+    longer,
+    ratio,
+    results,
+)
+from torch import Tensor, nn
+
+import gasam
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tasks import Run, Task
+
+PACKAGES = ("gasam", "pytorch_optimizer", "torch")
+PEER = "pytorch_optimizer's SAM"
+RUNS = Path(__file__).resolve().parents[1] / "report" / "gasam-runs.jsonl"  # where an interrupted experiment goes on
+
+
+# --- the peer ---
+
+
+def peer(model: nn.Module, base: type[torch.optim.Optimizer], rho: float, **options: Any) -> torch.optim.Optimizer:
+    """pytorch_optimizer's SAM, whose `step` expects the closure to have been called once before."""
+    from pytorch_optimizer import SAM
+
+    class Peer(SAM):  # type: ignore[misc]
+        def step(self, closure: Callable[[], Tensor]) -> None:
+            with torch.enable_grad():
+                closure()
+            super().step(closure)
+
+    return Peer(model.parameters(), base, rho=rho, **options)
+
+
+def equal(context: Context) -> str:
+    """Ours beside the peer on the same batches; the largest distance of a weight after any step."""
+    task, steps, away = LanguageModelling(None, 6000, 32, 0.0), context.pick(5, 50), 0.0
+    torch.manual_seed(0)
+    first = task.model()
+    models = first, task.model()
+    models[1].load_state_dict(first.state_dict())
+    options: dict[str, Any] = {"rho": 0.05, "lr": 0.5, "momentum": 0.9}
+    optimizers = gasam.SAM(first, torch.optim.SGD, **options), peer(models[1], torch.optim.SGD, **options)
+    for batch in islice(cycle(task.batches(random.Random(0))), steps):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            optimizer.step(closure(task, model, batch))
+        pairs = zip(*(model.parameters() for model in models), strict=True)
+        away = max(away, *(float((a - b).detach().abs().max()) for a, b in pairs))
+    if not away <= 1e-5:
+        raise UnequalError(f"gasam.SAM and {PEER} are {away:.2g} apart within {steps} steps")
+    return f"gasam.SAM and {PEER}: weights at most {away:.1g} apart in {steps} steps of an LSTM."
+
+
+def closure(task: Task, model: nn.Module, batch: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+    def evaluate(fraction: float = 1.0) -> Tensor:
+        model.zero_grad()
+        loss = task.loss(model, tuple(x[: max(1, round(fraction * len(x)))] for x in batch))
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    return evaluate
+
+
+# --- what a step costs ---
+
+
+def steps(context: Context) -> Mapping[str, Callable[[], Contestant]]:
+    """Ten steps of each method: a Transformer, whose norm layers are few weights, on the same batch."""
+    task = Translation(None, width=context.pick(16, 128))
+    batch = next(iter(task.batches(random.Random(0))))
+
+    def contestant(name: str) -> Contestant:
+        torch.manual_seed(0)
+        model = task.model()
+        options = {"lr": 1e-4, "fused": True}
+        if name == PEER:
+            optimizer = peer(model, torch.optim.Adam, 0.05, **options)
+        else:
+            optimizer = build(task, name, model, rho=0.05, **options)
+        evaluate = closure(task, model, batch)
+
+        def run() -> None:
+            for _ in range(10):
+                optimizer.step(evaluate)
+
+        return Contestant(run)
+
+    names = ["GA-SAM", "base", "SAM", PEER, *CHEAP]
+    return {name: partial(contestant, name) for name in names}
+
+
+# --- quality ---
+
+
+def glance(context: Context, outcome: Outcome) -> None:
+    """Scikit-learn's digits and a few seeds: enough to see that it trains, not to rank anything."""
+    task, seeds = Images(None), context.pick(2, 5)
+    task.epochs = context.pick(1, 8)
+    found: dict[str, list[Run]] = {}
+    for place, name in enumerate(("base", LONGER, "SAM", "GA-SAM")):
+        method, epochs = ("base", longer(task.epochs)) if name == LONGER else (name, task.epochs)
+        found[name] = [fit(task, method, epochs=epochs, seed=seed)[1] for seed in range(seeds)]
+        context.progress((place + 1) / 5)
+    found[PEER] = [fit(task, peer, seed=seed)[1] for seed in range(seeds)]
+    report(context, outcome, found, "loss", ("GA-SAM", "base"), ("GA-SAM", LONGER), ("GA-SAM", "SAM"), ("SAM", PEER))
+
+
+def report(
+    context: Context, outcome: Outcome, found: dict[str, list[Run]], measure: str, *pairs: tuple[str, str]
+) -> None:
+    """The ratios seed by seed with their 95 % intervals, and a table of means and standard deviations."""
+    for ours, theirs in pairs:
+        value, low, high = ratio(*([run["test"][measure] for run in found[name]] for name in (ours, theirs)))
+        figure = Figure(measure, ours, theirs, f"x the {measure}", value, low, high)
+        if PEER in (ours, theirs):
+            figure.note = "the same weights, to rounding; the peer counts batch statistics twice"
+        elif low <= 1 <= high:
+            figure.note = "not told apart: the interval holds 1"
+            figure.verdict = "reported" if context.profile == "smoke" else "unclear"
+        else:
+            figure.target = at_most(1)
+            figure.note = "the peer is better here" if low > 1 else ""
+        outcome.figures.append(figure)
+    keys = list(next(iter(found.values()))[0]["test"])
+    outcome.table = [["method", "rate", "rho", *keys, "CPU seconds"]]
+    for method, runs in found.items():
+        cells = [shown([run["test"][key] for run in runs]) for key in keys]
+        rho = "" if runs[0]["method"] == "base" else f"{runs[0]['rho']:g}"
+        seconds = f"{statistics.median(run['seconds'] for run in runs):.1f}"
+        outcome.table.append([method, f"{runs[0]['lr']:g}", rho, *cells, seconds])
+
+
+def shown(values: list[float]) -> str:
+    return f"{statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}"
+
+
+def quality(experiment: Experiment, context: Context, outcome: Outcome) -> None:
+    if context.data is None or not (data := Path(context.data, experiment.path)).exists():
+        raise MissingError(f"this needs --data: a folder with {experiment.path}")
+    found = results(experiment, data.parents[experiment.path.count("/")], Runs(RUNS), context.progress)
+    pairs = [(ours, theirs) for ours in ("GA-SAM", "SAM") for theirs in ("base", LONGER)]
+    pairs += [
+        ("GA-SAM", "SAM"),
+        ("GA-SAM", "ASAM"),
+        ("GA-SAM, b=+1", "GA-SAM"),
+        (CHEAP[0], "base"),
+        (CHEAP[0], "GA-SAM"),
+    ]
+    pairs = [pair for pair in pairs if set(pair) <= found.keys()]
+    report(context, outcome, found, experiment.measure, *pairs)
+    for key, label in (("eigenvalue", "top eigenvalue"), ("worst", f"worst loss within {RADIUS:g}")):
+        for method in FLAT[1:] if experiment.flat else ():
+            values = ratio(*([run["flat"][key] for run in found[name]] for name in (method, "base")))
+            figure = Figure(label, method, "base", "x", *values, target=at_most(1))
+            outcome.figures.append(figure)
+
+
+WORKLOADS: tuple[Workload, ...] = (
+    Race(
+        "training, the cost of a step",
+        "Ten steps of a Transformer with fused Adam, one batch of 32 sentences. Two gradients cost twice the base; "
+        "the others spare a part of the first.",
+        steps,
+        equal,
+        [
+            Versus("base", name="two gradients"),
+            Versus(PEER, name="the same method", ours="SAM"),
+            Versus("base", at_most(1.3), ours=CHEAP[0]),
+            Versus("base", at_most(1.5), ours=CHEAP[1]),
+            Versus("base", at_most(1.2), ours=CHEAP[2]),
+            Versus("base", at_most(1.75), ours="GA-SAM, norm layers"),
+            Versus("base", at_most(1.1), ours="MSAM"),
+            Versus("base", ours="LookSAM"),
+        ],
+        CPU,
+        seconds=20.0,
+    ),
+    Study(
+        "training, digits",
+        "A convolutional network on scikit-learn's digits, untuned: the test loss at the best epoch; ratios seed by "
+        "seed, geometric mean and 95 % interval (Student's t).",
+        glance,
+        frozenset({"smoke", "quick"}),
+    ),
+    *(
+        Study(
+            f"training, {experiment.name}",
+            f"Test {experiment.measure} at the best epoch of the development set. Every method has tried four settings "
+            f"(rates of the base, radii of the others) with another seed. Mean and standard deviation of "
+            f"{experiment.seeds} seeds; ratios seed by seed, geometric mean and 95 % interval (Student's t): the "
+            "seeds' spread, not that of the test set.",
+            partial(quality, experiment),
+            FULL,
+        )
+        for experiment in EXPERIMENTS
+    ),
+)
