@@ -456,6 +456,71 @@ def test_looksam_sets_every_itself():
         LookSAM(Model(), SGD, lr=LR, every=2)
 
 
+class Sum(Model):
+    """A loss that is the sum of those of two micro-batches."""
+
+    def part(self, k: int) -> Tensor:
+        w = torch.cat([p.flatten() for p in self.parameters()])
+        return (w - k).square().sum() / 2 + (k + 1) * w.square().square().sum() / 16
+
+
+@pytest.mark.parametrize("preset", [GSAM, WSAM, LookSAM])
+def test_micro_batches_of_a_step_are_mixed_as_sums(preset: type[GASAM]):
+    model, other = Sum(), Sum()
+    options = {"rho": RHO, "lr": 0.01, "momentum": 0.9} | ({"k": 3} if preset is LookSAM else {})
+    optimizer, reference = preset(model, SGD, **options), preset(other, SGD, **options)
+    for _ in range(4):
+        model.zero_grad()
+        for k in range(2):
+            if optimizer.needs_ascent:
+                grads = torch.autograd.grad(model.part(k), list(model.parameters()))
+                with optimizer.perturbed(grads):
+                    model.part(k).backward()
+            else:
+                model.part(k).backward()
+        optimizer.step()
+
+        # The same from the inside: its clean gradients, and the sum of the perturbed ones.
+        parts = [torch.autograd.grad(other.part(k), list(other.parameters())) for k in range(2)]
+        if reference.needs_ascent:
+            total = [torch.zeros_like(p) for p in other.parameters()]
+            for k, grads in enumerate(parts):
+                norm = torch.cat([g.flatten() for g in grads]).norm()
+                with torch.no_grad():
+                    for p, g in zip(other.parameters(), grads, strict=True):
+                        p += RHO * g / norm
+                found = torch.autograd.grad(other.part(k), list(other.parameters()))
+                with torch.no_grad():
+                    for p, g, x, y in zip(other.parameters(), grads, total, found, strict=True):
+                        p -= RHO * g / norm
+                        x += y
+            reference.perturb([a + b for a, b in zip(*parts, strict=True)])
+        else:
+            total = [a + b for a, b in zip(*parts, strict=True)]
+        for p, g in zip(other.parameters(), total, strict=True):
+            p.grad = g
+        reference.step()
+    assert np.abs(weights(model) - weights(other)).max() <= 1e-12
+
+
+@pytest.mark.parametrize("preset", [GSAM, WSAM, LookSAM, MultiStepRisk])
+def test_an_ascent_that_is_taken_back_leaves_nothing_to_mix(preset: type[GASAM]):
+    model, other = Model(), Model()
+    optimizer, reference = (preset(each, SGD, **options_of(preset)) for each in (model, other))
+    for undo in (optimizer.restore, None):
+        model.loss().backward()
+        if undo:
+            optimizer.perturb()
+            undo()
+        else:
+            with optimizer.perturbed():
+                pass
+        optimizer.zero_grad()
+        run(model, optimizer)
+        run(other, reference)
+    assert np.array_equal(weights(model), weights(other))
+
+
 @EVERY_PRESET
 def test_gradients_that_are_not_finite_leave_a_plain_step_and_finite_states(preset: type[GASAM]):
     model = Model()

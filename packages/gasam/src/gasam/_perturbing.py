@@ -77,9 +77,14 @@ class Perturbing(Optimizer):
         self._checked_rho: tuple[Any, ...] = ()
         self._ascent: Ascent | None = None  # that the weights are at
         self._last: Ascent | None = None  # that was taken last
-        self._clean: dict[Tensor, Tensor] = {}
+        self._forget_clean()
         self._scale: Tensor | None = None  # of the loss of the first ascent
         self._forget_memory()
+
+    def _forget_clean(self) -> None:
+        """Before the gradients of the ascents of another step are kept."""
+        self._clean: dict[Tensor, Tensor] = {}
+        self._clean_found_inf: Tensor | None = None  # of the ascents that were restored
 
     def _forget_memory(self) -> None:
         """Before memory of another layout is needed."""
@@ -214,7 +219,7 @@ class Perturbing(Optimizer):
         scale = None if scale is None else scale.to(units.device)
         if ascent is None:
             self._scale = scale
-        if self._keeps_clean or self._averages:
+        if self._averages or (self._keeps_clean and ascent is None):
             self._keep(units, grads)
         grads = self._direction(units.params, grads)
         if ascent is None:
@@ -228,13 +233,16 @@ class Perturbing(Optimizer):
         torch.clear_autocast_cache()
 
     def _keep(self, units: Units, grads: list[Tensor]) -> None:
-        """Keep the gradients of the first ascent, or the sum over all ascents."""
+        """Keep gradients, or add them to those of other ascents and micro-batches of the step."""
         kept = self._kept.views(units.locals)
         if not self._clean:
             torch._foreach_copy_(kept, grads)
-            self._clean = dict(zip(units.params, kept, strict=True))
-        elif self._averages:
+        else:
+            for p, x in zip(units.params, kept, strict=True):
+                if p not in self._clean:
+                    x.zero_()
             torch._foreach_add_(kept, grads)
+        self._clean.update(zip(units.params, kept, strict=True))
 
     @torch.no_grad()
     def _restore(self) -> None:
@@ -247,9 +255,12 @@ class Perturbing(Optimizer):
     def _end_ascents(self) -> None:
         """After the weights were restored."""
         if self._ascent is not None:
-            self._skipped.add_(self._ascent.found_inf)
+            found_inf = self._ascent.found_inf
+            self._skipped.add_(found_inf)
+            if self._clean:
+                before = self._clean_found_inf
+                self._clean_found_inf = found_inf if before is None else torch.maximum(before, found_inf)
         self._ascent = None
-        self._clean = {}
         self._passes.end_perturbed()
         torch.clear_autocast_cache()
 
@@ -268,6 +279,7 @@ class Perturbing(Optimizer):
             restored = ascent is not None and self._base.step_from(ascent.units, scale, found_inf)
         except BaseException:
             self._restore()
+            self._forget_clean()
             raise
         if restored:
             self._end_ascents()
@@ -276,6 +288,7 @@ class Perturbing(Optimizer):
             self._base.step(scale, found_inf)
         if mixed is not None and clean:
             self._after_base(*mixed)
+        self._forget_clean()
         self._step += 1
 
     def _combined(
@@ -290,9 +303,10 @@ class Perturbing(Optimizer):
         params = [p for p in self._current_segments().params if p.grad is not None]
         given = [local(p.grad) for p in params if p.grad is not None]
         grads = [as_parameter(p, p.grad) for p in params if p.grad is not None]
-        skipped = torch.zeros((), device=self._seed.device) if ascent is None else ascent.found_inf
-        if found_inf is not None:
-            skipped = torch.maximum(skipped, found_inf.reshape(()).to(skipped))
+        skipped = torch.zeros((), device=self._seed.device)
+        for each in (None if ascent is None else ascent.found_inf, self._clean_found_inf, found_inf):
+            if each is not None:
+                skipped = torch.maximum(skipped, each.reshape(()).to(skipped))
         firsts = [clean[p] if p in clean else torch.zeros_like(local(p)) for p in params] if clean else []
         if clean:
             self._combine(params, firsts, grads, skipped)

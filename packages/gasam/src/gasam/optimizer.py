@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GASAM"]
 
-_TRANSIENT = {"_segments", "_known", "_ascent", "_last", "_clean", "_scale", "_base"} | {
+_TRANSIENT = {"_segments", "_known", "_ascent", "_last", "_clean", "_clean_found_inf", "_scale", "_base"} | {
     "_losses",
     "_left",
     "step",  # a learning rate scheduler puts one here
@@ -315,6 +315,11 @@ class GASAM(Perturbing):
         Raises:
             RuntimeError: there is no gradient, or there were `steps` ascents already.
         """
+        if not self.is_perturbed:
+            self._forget_clean()
+        self._perturb(grads, scaler)
+
+    def _perturb(self, grads: Sequence[Tensor | None] | None, scaler: GradScaler | None) -> None:
         if self._passes.share_dropout:
             raise RuntimeError("share_dropout needs a closure that can be called again: call step(closure)")
         if self._taken >= self._rule.steps:
@@ -341,6 +346,7 @@ class GASAM(Perturbing):
         if not self.is_perturbed:
             raise RuntimeError("restore() undoes perturb(): call that before")
         self._restore()
+        self._forget_clean()
 
     @contextmanager
     def perturbed(
@@ -348,17 +354,22 @@ class GASAM(Perturbing):
     ) -> Iterator[None]:
         """A context in which the weights are perturbed; see `perturb`. An exception restores them, too.
 
+        A step may have one for each micro-batch: presets that mix gradients then mix the sums over micro-batches.
+
         Raises:
             RuntimeError: the weights are perturbed already.
         """
         if self.is_perturbed:
             raise RuntimeError("perturbed() does not nest: call restore() or second_step() before")
-        self.perturb(grads, scaler=scaler)
+        self._perturb(grads, scaler)
         try:
             yield
-        finally:
+        except BaseException:
             if self.is_perturbed:
                 self.restore()
+            raise
+        if self.is_perturbed:
+            self._restore()
 
     def watch(self, module: nn.Module) -> None:
         """Make known a module of whose parameters `params` is a list: its batch statistics, and DDP."""
@@ -376,6 +387,7 @@ class GASAM(Perturbing):
             raise RuntimeError("step(closure) takes its own ascents: call step() to finish the step of first_step()")
         _validation.check_closure(closure, fraction=self._fraction < 1)
         ascends = self.needs_ascent
+        self._forget_clean()
         self._warn_of_gradients()
         if not ascends:
             loss = self._evaluate(closure, 1.0)
@@ -387,6 +399,7 @@ class GASAM(Perturbing):
                 self._left = None
                 self._passes.undo()
                 self._restore()
+                self._forget_clean()
                 raise
         self._finish()
         return loss
