@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import re
 from itertools import product
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gasam import _reference
+from gasam import GASAM, _ops, _reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -262,7 +263,7 @@ SEGMENTS: dict[str, Callable[[int], Tensor]] = {
 
 
 @pytest.mark.parametrize(
-    ("units", "segments", "every"), [(6, "own", 1), (6, "mixed", 1), (1, "all", 7), (1500, "own", 7), (1500, "few", 7)]
+    ("units", "segments", "every"), [(6, "own", 5), (6, "mixed", 5), (1, "all", 7), (1500, "own", 7), (1500, "few", 7)]
 )
 def test_strengths_equal_the_reference_s_to_12_digits(device, units, segments, every):
     generator = torch.Generator().manual_seed(units)
@@ -497,6 +498,50 @@ def test_tensors_that_do_not_fit_are_refused(device):
     assert all_same(lists.written(), before)
 
 
+# --- the optimizer --------------------------------------------------------------------------------------------------
+
+OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
+    "GA-SAM": (torch.optim.AdamW, {"lr": 0.01}),
+    "channels": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "segments": "channel", "adaptive": True}),
+    "steps": (torch.optim.SGD, {"lr": 0.1, "segments": "global", "adaptive": True, "steps": 2, "risk": "average"}),
+    "largest": (torch.optim.Adam, {"lr": 0.01, "norm": math.inf, "steps": 3, "adaptive": "layer", "amsgrad": True}),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_optimizer_steps_as_with_the_reference(device, monkeypatch, name):
+    base, options = OPTIMIZERS[name]
+    names = launches(monkeypatch)
+
+    def trained(kernels: Any, place: torch.device | str) -> list[Tensor]:
+        for operator in _triton.__all__:
+            function = getattr(kernels, operator)
+            overloads = operator in ("restore_sgd_", "restore_adam_")
+            given = SimpleNamespace(default=function, tensor_lr=function) if overloads else function
+            monkeypatch.setattr(_ops, operator, given)
+        generator = torch.Generator().manual_seed(0)
+        model = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 3))
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(torch.randn(p.shape, generator=generator) / 4)
+        model.to(place)
+        optimizer = GASAM(model, base, rho=0.1, **options)
+        for _ in range(3):
+            x, y = (torch.randn(16, n, generator=generator).to(place) for n in (20, 3))
+
+            def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
+                loss = (model(x) - y).square().mean()
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+        return [p.detach().cpu() for p in model.parameters()]
+
+    for ours, theirs in zip(trained(_triton, device), trained(_reference, "cpu"), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert {"_norms_kernel", "_strengths_kernel"} < set(names)
+
+
 # --- compiled code --------------------------------------------------------------------------------------------------
 
 COMPILED = r"""
@@ -577,6 +622,7 @@ def test_compiled_arithmetic_is_exact(code):
 
 def test_sums_take_no_atomic_additions_but_of_tickets(code):
     assert count(r"\b(?:atom|red)\.\S*add", code["norms"]["ptx"]) == 1
+    assert count(r"\batom\.global\.gpu\.acq_rel\.add\.u64", code["norms"]["ptx"]) == 1
     assert not count(r"\b(?:atom|red)\.\S*f(?:32|64)", code["norms"]["ptx"])
     assert not count(r"\b(?:atom|red)\.", code["strengths"]["ptx"])
 
@@ -584,3 +630,195 @@ def test_sums_take_no_atomic_additions_but_of_tickets(code):
 def test_the_backup_leaves_the_cache_first(code):
     assert count(r"st\.global\S*L1::evict_first\S*\.v4", code["perturb"]["ptx"]) == 2
     assert count(r"ld\.global\S*L1::evict_first\S*\.v4", code["sgd"]["ptx"]) == 2
+
+
+# --- on a GPU -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cuda() -> torch.device:
+    if not torch.cuda.is_available() or not isinstance(_triton._perturb_kernel, triton.JITFunction):
+        pytest.skip("this needs a CUDA device, and TRITON_INTERPRET=0")
+    return torch.device("cuda")
+
+
+def closure_of(model: nn.Module, optimizer: GASAM, x: Tensor) -> Callable[[], Tensor]:
+    def closure() -> Tensor:
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    return closure
+
+
+def captured(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """Run thrice, and then capture."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph
+
+
+@pytest.mark.gpu
+def test_the_operators_take_these_kernels(cuda, monkeypatch):
+    names = launches(monkeypatch)
+    lists = Lists(device=cuda)
+    torch.ops.gasam.perturb_(
+        lists.params, lists.backup, lists.grads, lists.multiplier, ROWS, WEIGHTED, ETA, 2, lists.seed
+    )
+    torch.ops.gasam.restore_(lists.params, lists.backup)
+    assert names == ["_perturb_kernel", "_copy_kernel"]
+
+
+@pytest.mark.gpu
+def test_sums_have_the_same_bits_every_time_and_on_every_stream(cuda):
+    lists = Lists([(30_000_017,), (70_000,), (500, 4608), (5,)], rows=[1, 1, 500, 1], device=cuda)
+    rows, results = [1, 1, 500, 1], []
+    for _ in range(20):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            results.append(_triton.segment_norms(lists.grads, lists.params, rows, [0] * 4, ETA))
+            results.append(_triton.inner_products(lists.grads, lists.params))
+    torch.cuda.synchronize()
+    assert all(same(x, y) for k in range(2) for x, y in zip(results[k::2], results[k + 2 :: 2], strict=False))
+    truth = torch.cat([g.double().square().view(n, -1).sum(1) for g, n in zip(lists.grads, rows, strict=True)])
+    assert ((results[0] - truth).abs() <= 1e-7 * truth).all()
+
+
+@pytest.mark.gpu
+def test_three_launches_for_1500_tensors_says_the_profiler(cuda):
+    lists = ascending([(2048,)] * 1500, [1] * 1500, cuda)
+    ascent(lists, [1] * 1500)
+    torch.cuda.synchronize()
+    sums = _triton.segment_norms(lists.grads, lists.params, [1] * 1500, [0] * 1500, ETA)
+    units = torch.arange(1500, device=cuda)
+    given = units, torch.ones_like(units), torch.full_like(sums, 0.05), lists.running, None, None, 0.5, -1.0, 10.0, 2, 2
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        sums = _triton.segment_norms(lists.grads, lists.params, [1] * 1500, [0] * 1500, ETA)
+        multiplier, *_ = _triton.strengths(sums, *given)
+        _triton.perturb_(
+            lists.params, lists.backup, lists.grads, multiplier, [1] * 1500, [0] * 1500, ETA, 2, lists.seed
+        )
+        torch.cuda.synchronize()
+    on_device = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [name for name in on_device if not name.startswith(("Context", "Activity", "Memcpy"))]
+    assert kernels == ["_norms_kernel", "_strengths_kernel", "_perturb_kernel"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.AdamW])
+def test_no_step_waits_for_the_device(cuda, base):
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 3)).to(cuda)
+    optimizer = GASAM(model, base, rho=0.05, lr=0.01)
+    closure = closure_of(model, optimizer, torch.randn(16, 64, device=cuda))
+    for _ in range(2):
+        optimizer.step(closure)  # compiles, and reserves memory
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        gradients = []  # kept, so that the next ones have other addresses
+        for _ in range(3):
+            optimizer.step(closure)
+            gradients.append([p.grad for p in model.parameters()])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert not optimizer.is_perturbed
+
+
+@pytest.mark.gpu
+def test_new_numbers_and_new_addresses_compile_nothing(cuda):
+    def run(count: int, rho: float, dtype: torch.dtype = FLOAT32, *, unaligned: bool = False) -> None:
+        lists = ascending([(1000,)] * count, [1] * count, cuda, dtype)
+        lists.unaligned = unaligned
+        lists.params, lists.grads = lists.make(), lists.make()
+        ascent(lists, [1] * count)
+        momentum = lists.make()
+        for lr in (rho, torch.tensor(rho)):
+            _triton.restore_sgd_(
+                lists.params, lists.backup, lists.grads, momentum, lr, 0.9, rho, 0, False, False, False, None, None
+            )
+
+    def compiled() -> int:
+        kernels = (_triton._perturb_kernel, _triton_sums._norms_kernel, _triton_sums._strengths_kernel)
+        return sum(len(caches[0]) for x in (*kernels, _triton_steps._sgd_kernel) for caches in x.device_caches.values())
+
+    run(3, 0.05)
+    before = compiled()
+    for count, rho in ((1, 0.0), (16, 1.0), (33, 16.0)):
+        run(count, rho, unaligned=count == 33)
+    assert compiled() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=str)
+def test_every_replay_of_a_cuda_graph_is_an_ascent_along_the_gradients_of_the_moment(cuda, dtype):
+    shapes, rows = [(50, 41), (20_000,), (3 * CHUNK,)], [50, 1, 1]
+    replayed, eager = (ascending(shapes, rows, cuda, dtype) for _ in range(2))
+
+    def step(x: Lists) -> None:
+        ascent(x, rows)
+        _triton.restore_sgd_(x.params, x.backup, x.grads, [], 0.1, 0, 0, 0, False, False, False, None, None)
+        x.seed.add_(1)
+
+    graphs = [captured(lambda: step(replayed)) for _ in range(2)]  # a capture runs nothing
+    for _ in range(6):
+        step(eager)
+    assert all_same(replayed.written(), eager.written())
+    for k in range(4):
+        for x, y, z in zip(replayed.grads, eager.grads, eager.make(), strict=True):
+            x.copy_(z)
+            y.copy_(z)
+        graphs[k % 2].replay()
+        # Ordinary steps, with other tables, and memory that is used again must not disturb a graph's table.
+        step(eager)
+        _triton_base._plans.clear()
+        torch.full((1_000_000,), -1, device=cuda)
+        torch.full((1_000_000,), -1).pin_memory()
+        assert all_same(replayed.written(), eager.written())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_whole_step_is_captured_in_a_cuda_graph(cuda, base):
+    options = {"lr": 0.01, "rho": 0.05} | ({"capturable": True} if base is torch.optim.AdamW else {"momentum": 0.9})
+    finals = []
+    for graphed in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 3)).to(cuda)
+        optimizer, x = GASAM(model, base, **options), torch.randn(16, 64, device=cuda)
+        closure = closure_of(model, optimizer, x)
+        run: Callable[[], object] = lambda step=optimizer.step, closure=closure: step(closure)  # noqa: E731
+        if graphed:
+            run = captured(run).replay
+        else:
+            for _ in range(3):
+                run()
+        for k in range(5):
+            x.fill_(k / 5)
+            run()
+        finals.append([p.detach().clone() for p in model.parameters()])
+    for eager, replayed in zip(*finals, strict=True):
+        torch.testing.assert_close(eager, replayed, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("found", [None, 0.0, 1.0])
+def test_steps_that_are_counted_on_the_cpu(cuda, found):
+    outcomes = []
+    for place in ("cpu", cuda):
+        x = Lists(STEPPED, FLOAT32, [1] * 3, device=cuda)
+        steps = [torch.tensor(7.0, device=place) for _ in STEPPED]
+        states = x.make(), [y.abs() for y in x.make()]
+        flags = None, number(found, cuda)
+        _triton.restore_adam_(
+            x.params, x.backup, x.grads, *states, [], steps, 0.1, 0.9, 0.99, 1e-8, 0, False, False, False, *flags
+        )
+        assert [step.item() for step in steps] == [7.0 if found else 8.0] * 3
+        outcomes.append(x.params)
+    assert all_same(*outcomes)

@@ -79,7 +79,7 @@ class Plan(NamedTuple):
 
 _plans: dict[tuple[Any, ...], Plan] = {}
 _captured: list[Tensor] = []  # memory that CUDA graphs copy their tables from, at every replay
-_MOST = 1 << 16  # tensors in all plans that are remembered
+_MOST = 1 << 15  # tensors in all plans that are remembered
 
 
 def plan(
@@ -105,7 +105,7 @@ def plan(
     device = tensors[0].device
     stream = torch.cuda.current_stream().cuda_stream if device.type == "cuda" else 0
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    key = (n, stream, by_unit, width, *sizes, *rows, *weighted, *pointers, *dtypes)
+    key = (n, device, stream, by_unit, width, *sizes, *rows, *weighted, *pointers, *dtypes)
     if not capturing and (known := _plans.get(key)):
         return known
 
