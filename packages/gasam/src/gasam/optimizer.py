@@ -103,7 +103,7 @@ class GASAM(Perturbing):
     def __init__(
         self,
         params: Any,
-        base_optimizer: type[Optimizer] | Optimizer | Callable[..., Optimizer],
+        base_optimizer: type[Optimizer] | Optimizer,
         rho: float = 0.05,
         *,
         strength_exponent: float = -1.0,
@@ -189,7 +189,6 @@ class GASAM(Perturbing):
 
     def _begin_life(self) -> None:
         super()._begin_life()
-        self._taken = 0  # ascents of this step that are not restored, also those that moved nothing
         self._has_ascended = False  # in this step
         self._losses: tuple[Any, Any] | None = None
         self._has_closure = False
@@ -210,7 +209,7 @@ class GASAM(Perturbing):
     @property
     def skipped_ascents(self) -> Tensor:
         """How many steps had no ascent because its gradient was not finite, on the parameters' device."""
-        return self._skipped.clone()
+        return self._skipped.to(torch.int64)
 
     def strengths(self) -> dict[str, Tensor]:
         """The strength s of the segment of each parameter that was perturbed last, on its device.
@@ -446,10 +445,6 @@ class GASAM(Perturbing):
         if self._has_closure and not self._warned:
             grads = [p.grad for group in self.param_groups for p in group["params"]]
             self._left = {(id(grad), grad._version) for grad in grads if grad is not None}
-
-    def _end_ascents(self) -> None:
-        super()._end_ascents()
-        self._taken = 0
 
     # --- groups and checkpoints -----------------------------------------------------------------------------------
 
