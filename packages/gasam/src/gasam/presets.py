@@ -14,10 +14,9 @@ from ._segments import Memory, as_parameter, local
 from .optimizer import GASAM
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import TypeAlias
 
-    Base: TypeAlias = type[Optimizer] | Optimizer | Callable[..., Optimizer]
+    Base: TypeAlias = type[Optimizer] | Optimizer
 
 __all__ = ["ASAM", "GSAM", "MSAM", "SAM", "SAMON", "WSAM", "FriendlySAM", "LookSAM", "MultiStepRisk"]
 
