@@ -44,6 +44,7 @@ class Perturbing(Optimizer):
 
     base_optimizer: Optimizer
     _rule: Rule
+    _radius: str  # the key of `rho` in groups
     _averages: bool
     _only: Any
     _adaptive: bool | str
@@ -75,7 +76,6 @@ class Perturbing(Optimizer):
         self._segments: Segments | None = None
         self._known: list[Tensor] = []  # the parameters that the segments were made of
         self._checked_rho: tuple[Any, ...] = ()
-        self._taken = 0  # ascents of this step that are not restored, also those that moved nothing
         self._ascent: Ascent | None = None  # that the weights are at
         self._last: Ascent | None = None  # that was taken last
         self._forget_clean()
@@ -125,8 +125,8 @@ class Perturbing(Optimizer):
 
     def _combine(self, params: list[Tensor], clean: list[Tensor], grads: list[Tensor], found_inf: Tensor) -> None:
         """Change the last gradients in place. `found_inf` is not 0 if `clean`, or they, are not finite."""
-        if self._averages and self._last is not None:
-            share = 1 / (self._last.taken + 1)
+        if self._averages:
+            share = 1 / (self._rule.steps + 1)
             self._mix(grads, clean, found_inf.new_full((2,), share, dtype=torch.float64), found_inf)
 
     def _plain(self, params: list[Tensor], grads: list[Tensor]) -> None:
@@ -174,7 +174,7 @@ class Perturbing(Optimizer):
             or not self._segments.is_current()
         ):
             if not self._facts.keys() >= set(params):
-                self._learn(Selection.of(self.param_groups, self._only, self._adaptive))
+                self._learn(Selection.of(self.param_groups, self._only, self._adaptive, may_be_empty=True))
             groups = {p: k for k, group in reversed(list(enumerate(self.param_groups))) for p in group["params"]}
             chosen = [(p, self._facts[p]) for p in dict.fromkeys(params)]
             self._segments = Segments(
@@ -187,7 +187,7 @@ class Perturbing(Optimizer):
 
     def _rho(self) -> tuple[float, ...]:
         """The radius of each group, as it is now."""
-        rho = tuple(group["rho"] for group in self.param_groups)
+        rho = tuple(group[self._radius] for group in self.param_groups)
         if rho != self._checked_rho:
             for each in rho:
                 _validation.check_number("rho", each, 0)
@@ -262,7 +262,6 @@ class Perturbing(Optimizer):
                 before = self._clean_found_inf
                 self._clean_found_inf = found_inf if before is None else torch.maximum(before, found_inf)
         self._ascent = None
-        self._taken = 0
         self._passes.end_perturbed()
         torch.clear_autocast_cache()
 
@@ -302,10 +301,9 @@ class Perturbing(Optimizer):
         clean_scale = scale if self._scale is None else self._scale
         if clean and clean_scale is not None:
             unscale(list(clean.values()), clean_scale)
-        given = {p: p.grad for p in self._current_segments().params if p.grad is not None}
-        for p, grad in given.items():
-            _validation.check_gradient(self._facts[p][0], p, grad)
-        params, grads = list(given), [as_parameter(p, grad) for p, grad in given.items()]
+        params = [p for p in self._current_segments().params if p.grad is not None]
+        given = [local(p.grad) for p in params if p.grad is not None]
+        grads = [as_parameter(p, p.grad) for p in params if p.grad is not None]
         skipped = torch.zeros((), device=self._seed.device)
         for each in (None if ascent is None else ascent.found_inf, self._clean_found_inf, found_inf):
             if each is not None:
@@ -315,7 +313,7 @@ class Perturbing(Optimizer):
             self._combine(params, firsts, grads, skipped)
         else:
             self._plain(params, grads)
-        for grad, changed in zip(map(local, given.values()), grads, strict=True):
+        for grad, changed in zip(given, grads, strict=True):
             if grad is not changed:
                 grad.copy_(changed)
         return params, firsts, grads, skipped

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 _ALIGNMENT = 64  # bytes: a cache line
 
-_KEPT_UNITS = 64  # sets of parameters with gradients whose tables are kept
-
 _dtype = attrgetter("dtype")
 
 
@@ -260,8 +258,6 @@ class Segments:
         if type(None) in set(map(type, grads)):
             key = tuple(k for k, grad in enumerate(grads) if grad is not None)
         if key not in self._units:
-            if len(self._units) == _KEPT_UNITS:
-                self._units.clear()
             self._units[key] = self._new(range(len(self.params)) if key is None else key)
         return self._units[key]
 
@@ -303,7 +299,7 @@ class Segments:
                     params=slice(first, first + len(alike)),
                     units=slice(unit, unit + sum(of_part)),
                     rows=of_part,
-                    salt=65537 * (number + len(by_device) * self._shard(alike)),
+                    salt=65537 * (number + len(by_device) * self._process(alike)),
                 )
             )
             first, unit = first + len(alike), unit + sum(of_part)
@@ -339,13 +335,11 @@ class Segments:
             straight=order == list(range(len(self.params))) and not self.is_sharded,
         )
 
-    def _shard(self, places: Sequence[int]) -> int:
-        """A number that tells apart the processes that hold other shards, but not those that hold the same."""
-        p: Any = next((self.params[k] for k in places if is_sharded(self.params[k])), None)
-        number = 0
-        for dim in [] if p is None else _spread(p):
-            number = number * p.device_mesh.size(dim) + p.device_mesh.get_local_rank(dim)
-        return number
+    def _process(self, places: Sequence[int]) -> int:
+        """A number that tells apart the processes that hold other shards."""
+        if not self.is_sharded:
+            return 0
+        return next((self.params[k].device_mesh.get_rank() for k in places if is_sharded(self.params[k])), 0)  # type: ignore[attr-defined]
 
     def _shards(self, order: Sequence[int]) -> list[tuple[Any, Tensor | None]]:
         """Over which process groups sums are to be taken, and of which units; a sharded parameter is one unit."""

@@ -28,7 +28,7 @@ def norm_parameters(module: nn.Module) -> set[Tensor]:
 
 
 def _listed(params: Any) -> Any:
-    """A list instead of an iterator, of which this would leave nothing; a set is refused by the base optimizer."""
+    """A list instead of an iterator, of which this would leave nothing; of a set the base optimizer warns."""
     return [params] if isinstance(params, Tensor) else params if isinstance(params, set) else list(params)
 
 
@@ -70,21 +70,29 @@ class Selection:
     """1 where T = |w| + eta, 0 where T = 1."""
 
     @classmethod
-    def of(cls, params: Any, only: Only | None = None, adaptive: bool | str = False) -> Selection:
-        """Of a module, tensors, named parameters, or groups of these (also those of another optimizer)."""
+    def of(
+        cls, params: Any, only: Only | None = None, adaptive: bool | str = False, *, may_be_empty: bool = False
+    ) -> Selection:
+        """Of a module, tensors, named parameters, or groups of these (also those of another optimizer).
+
+        Raises:
+            ValueError: `only` selects nothing, unless it `may_be_empty`.
+        """
         module = params if isinstance(params, nn.Module) else None
-        if isinstance(params, Tensor):
+        if isinstance(params, Tensor) or (module is None and not isinstance(params, Iterable)):
             raise TypeError(
                 "params argument given to the optimizer should be an iterable of Tensors or dicts or an nn.Module, "
-                f"but got {params.type()}"
+                f"but got {params.type() if isinstance(params, Tensor) else repr(params)}"
             )
-        given = list(module.named_parameters() if module is not None else params)
+        given = list(params if module is None else module.named_parameters())
+        groups: Any
         grouped = bool(given) and isinstance(given[0], dict)
         if grouped:
             groups = [{**g, "params": _listed(g["params"])} for g in given]
             pairs = [_pairs(g["params"], g.get("param_names")) for g in groups]
         else:
-            groups, pairs = given, [_pairs(given)]
+            groups = params if isinstance(params, set) else given
+            pairs = [_pairs(given)]
 
         names: dict[Tensor, str] = {}
         flat: list[tuple[str | None, Tensor]] = []
@@ -98,7 +106,7 @@ class Selection:
             module=module,
             params=[p for _, p in flat],
             names=names,
-            perturbed=_perturbed(flat, names, module, only),
+            perturbed=_perturbed(flat, names, module, only, may_be_empty=may_be_empty),
             weighted=[
                 int(adaptive is True and (p.ndim >= 2 if name is None else "weight" in name)) for name, p in flat
             ],
@@ -106,7 +114,12 @@ class Selection:
 
 
 def _perturbed(
-    flat: list[tuple[str | None, Tensor]], names: dict[Tensor, str], module: nn.Module | None, only: Only | None
+    flat: list[tuple[str | None, Tensor]],
+    names: dict[Tensor, str],
+    module: nn.Module | None,
+    only: Only | None,
+    *,
+    may_be_empty: bool,
 ) -> list[bool]:
     if only is None:
         return [True] * len(flat)
@@ -121,7 +134,7 @@ def _perturbed(
     else:
         chosen = _chosen(only)
         found = [p in chosen for _, p in flat]
-    if not any(found):
+    if not (any(found) or may_be_empty):
         by_name = isinstance(only, str) and module is None
         raise ValueError(
             f"only must select at least one of the {len(flat)} parameters, got "

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from . import _validation
 from ._ascent import Rule
+from ._base import radius_key
 from ._passes import Passes
 from ._perturbing import Perturbing
 from ._segments import Memory, local
@@ -52,7 +53,8 @@ class GASAM(Perturbing):
         params: an ``nn.Module`` (best: names, norm layers, batch statistics and DDP are known), tensors, (name, tensor)
             pairs, or dicts of a group's ``params`` and options, among these ``rho``.
         base_optimizer: a class of optimizer, or an instance over the same parameters.
-        rho: radius of the perturbation :math:`\rho`, in units of the parameters (default 0.05, SAM's).
+        rho: radius of the perturbation :math:`\rho`, in units of the parameters (default 0.05, SAM's). Each step reads
+            it from the groups, whose key it is, or ``ascent_rho`` if the base has its own rho, like Adadelta.
         strength_exponent: b (default -1, reconstructed; 0 ignores the strength of gradients).
         size_exponent: a (default 0.5, reconstructed: with b = 0 the whole perturbation has the norm rho).
         reference: what r is compared with: "running", the mean over steps of the root mean square of u (default),
@@ -144,10 +146,11 @@ class GASAM(Perturbing):
         if isinstance(only, Iterator):
             only = list(only)
         selection = Selection.of(params, only, adaptive)
+        key = self._radius = radius_key(base_optimizer)
         of_groups = {
-            p: group["rho"]
+            p: group[key]
             for group in selection.groups
-            if isinstance(group, dict) and "rho" in group
+            if isinstance(group, dict) and key in group
             for p in group["params"]
         }
         for each in of_groups.values():
@@ -175,9 +178,11 @@ class GASAM(Perturbing):
         self._fraction = ascent_fraction
         self._warned = False
         super().__init__(base, selection)
-        base.defaults["rho"] = rho
+        is_new = key not in base.defaults  # or its groups have the radius of another wrapper
+        base.defaults[key] = rho
         for group in base.param_groups:
-            group.setdefault("rho", next((of_groups[p] for p in group["params"] if p in of_groups), rho))
+            own = group.get(key, rho) if is_new else rho
+            group[key] = next((of_groups[p] for p in group["params"] if p in of_groups), own)
         self._passes = Passes(
             selection.module,
             share_dropout=share_dropout,
@@ -189,6 +194,7 @@ class GASAM(Perturbing):
 
     def _begin_life(self) -> None:
         super()._begin_life()
+        self._taken = 0  # ascents of this step that are not restored, also those that moved nothing
         self._has_ascended = False  # in this step
         self._losses: tuple[Any, Any] | None = None
         self._has_closure = False
@@ -209,7 +215,7 @@ class GASAM(Perturbing):
     @property
     def skipped_ascents(self) -> Tensor:
         """How many steps had no ascent because its gradient was not finite, on the parameters' device."""
-        return self._skipped.to(torch.int64)
+        return self._skipped.clone()
 
     def strengths(self) -> dict[str, Tensor]:
         """The strength s of the segment of each parameter that was perturbed last, on its device.
@@ -446,6 +452,10 @@ class GASAM(Perturbing):
             grads = [p.grad for group in self.param_groups for p in group["params"]]
             self._left = {(id(grad), grad._version) for grad in grads if grad is not None}
 
+    def _end_ascents(self) -> None:
+        super()._end_ascents()
+        self._taken = 0
+
     # --- groups and checkpoints -----------------------------------------------------------------------------------
 
     def _refuse(self, call: str) -> None:
@@ -460,14 +470,16 @@ class GASAM(Perturbing):
             ValueError, TypeError: as when the optimizer was made. The groups are as before then.
         """
         self._refuse("add_param_group()")
-        rho = param_group.get("rho", self.defaults["rho"]) if isinstance(param_group, dict) else 0.0
+        key = self._radius
+        rho = param_group.get(key, self.defaults[key]) if isinstance(param_group, dict) else 0.0
         _validation.check_number("rho", rho, 0)
         self.base_optimizer.add_param_group(param_group)
-        self.param_groups[-1].setdefault("rho", rho)
+        self.param_groups[-1].setdefault(key, rho)
         try:
             self._current_segments()
         except BaseException:
-            self.param_groups.pop()
+            for p in self.param_groups.pop()["params"]:
+                self._facts.pop(p, None)
             raise
         self._passes.params = list(self._facts)
         if self._only is not None:
@@ -508,11 +520,11 @@ class GASAM(Perturbing):
             state_dict = state_dict if replaced is None else replaced
         own = dict(state_dict.pop("gasam", {}))
         for group in state_dict["param_groups"]:
-            _validation.check_number("rho", group.get("rho", 0.0), 0)
-        rho = [group["rho"] for group in self.param_groups]
+            _validation.check_number("rho", group.get(self._radius, 0.0), 0)
+        rho = [group[self._radius] for group in self.param_groups]
         self.base_optimizer.load_state_dict(state_dict)
         for group, radius in zip(self.param_groups, rho, strict=True):
-            group.setdefault("rho", radius)
+            group.setdefault(self._radius, radius)
         self._has_ascended = False
         self._step = int(own.pop("step", 0))
         for name, tensor in (("running", self._running), ("seed", self._seed)):
