@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gasam import GASAM, GSAM, MSAM, WSAM, FriendlySAM, LookSAM, MultiStepRisk
+from gasam import GASAM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -298,40 +298,6 @@ def replicas_of_shards(rank: int) -> dict[str, Any]:
     return results
 
 
-PRESETS: dict[str, tuple[type[GASAM], dict[str, Any]]] = {
-    "GSAM": (GSAM, {}),
-    "WSAM": (WSAM, {"gamma": 0.7}),
-    "coupled WSAM": (WSAM, {"gamma": 0.7, "decouple": False}),
-    "FriendlySAM": (FriendlySAM, {"sync_ascent": True}),
-    "LookSAM": (LookSAM, {"k": 3}),
-    "MSAM": (MSAM, {}),
-    "MultiStepRisk": (MultiStepRisk, {}),
-}
-
-
-@scenario
-def presets(rank: int) -> dict[str, Any]:
-    """As replicas, and as shards that go on from a checkpoint."""
-    results = {}
-    for name, (kind, options) in PRESETS.items():
-        options = {"rho": 0.1, "lr": 0.05, "momentum": 0.9, **options}
-        replica, shards, again, alone = (net() for _ in range(4))
-        wrapped = DistributedDataParallel(replica)
-        optimizers = [
-            kind(model, torch.optim.SGD, **options) for model in (wrapped, sharded(shards), sharded(again), alone)
-        ]
-        train(wrapped, optimizers[0], rank, range(8))
-        train(alone, optimizers[3], None, range(8))
-        train(shards, optimizers[1], rank, range(5))
-        again.load_state_dict(shards.state_dict())
-        optimizers[2].load_state_dict(copy.deepcopy(optimizers[1].state_dict()))
-        train(shards, optimizers[1], rank, range(5, 8))
-        train(again, optimizers[2], rank, range(5, 8))
-        models = {"replica": replica, "shards": shards, "resumed": again, "alone": alone}
-        results[name] = {key: tensors(*pair) for (key, *pair) in zip(models, models.values(), optimizers, strict=True)}
-    return results
-
-
 @scenario
 def shards_with_clipped_gradients(rank: int) -> dict[str, Any]:
     """Two phases, and a gradient that is clipped before the base steps."""
@@ -540,16 +506,6 @@ def test_shards_make_what_one_process_makes(results: Any, name: str, base: str):
 def test_replicas_of_shards_count_every_element_once(results: Any, shape: str):
     for result in results("replicas_of_shards"):
         assert_equal(result[shape]["together"], result[shape]["alone"], tolerance=1e-9)
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_makes_in_several_processes_what_it_makes_in_one(results: Any, name: str):
-    first, second = (result[name] for result in results("presets"))
-    assert_equal(second["replica"], first["replica"])
-    for one in (first, second):
-        assert_equal(one["replica"], one["alone"], tolerance=1e-9)
-        assert_equal(one["shards"], one["alone"], tolerance=1e-9)
-        assert_equal(one["resumed"], one["shards"])
 
 
 def test_gradients_of_shards_are_clipped_between_the_calls(results: Any):
