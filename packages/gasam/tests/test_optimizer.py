@@ -239,6 +239,28 @@ def test_micro_batches_can_each_have_their_own_perturbation() -> None:
         torch.testing.assert_close(p.detach(), w - 0.1 * g, rtol=1e-6, atol=1e-6)
 
 
+def test_the_mean_over_the_path_is_that_over_the_micro_batches() -> None:
+    problem = Problem(torch.float64)
+    optimizer = GASAM(problem.model, SGD, rho=0.3, lr=0.1, risk="average", steps=2, reference="global")
+    params, before = problem.params, problem.weights
+    collected = []
+    for x, y in zip(problem.x.chunk(2), problem.y.chunk(2), strict=True):
+
+        def gradient(x: Tensor = x, y: Tensor = y) -> tuple[Tensor, ...]:
+            return torch.autograd.grad((problem.model(x) - y).square().mean() / 2, params)
+
+        collected.append(gradient())
+        with optimizer.perturbed(collected[-1]):
+            collected.append(gradient())
+            optimizer.perturb(collected[-1])
+            collected.append(gradient())
+            for p, grad in zip(params, collected[-1], strict=True):
+                p.grad = grad.clone() if p.grad is None else p.grad + grad
+    optimizer.step()
+    for p, w, *grads in zip(params, before, *collected, strict=True):
+        torch.testing.assert_close(p.detach(), w - 0.1 * sum(grads) / 3, rtol=1e-12, atol=1e-12)
+
+
 def test_perturb_leaves_gradients_alone_and_restore_takes_no_step() -> None:
     problem = Problem()
     optimizer = GASAM(problem.model, SGD, lr=0.1)
@@ -302,6 +324,22 @@ def test_the_radius_is_rho_without_the_exponent() -> None:
     optimizer.param_groups[0]["rho"] = 0.6  # read at each step
     optimizer.perturb()
     assert norm(difference(problem.weights, before)) == pytest.approx(0.6, rel=1e-9)
+
+
+def test_a_group_of_rho_0_is_not_moved_but_counts_in_the_mean() -> None:
+    problem = Problem(torch.float64)
+    params = problem.params
+    optimizer = GASAM([{"params": params[:2], "rho": 0}, {"params": params[2:]}], SGD, rho=0.3, lr=0.1)
+    before = problem.weights
+    problem.closure()
+    optimizer.perturb()
+    assert [torch.equal(a, b) for a, b in zip(problem.weights, before, strict=True)] == [True] * 2 + [False] * 4
+    moved = optimizer.strengths()
+    optimizer.restore()
+    together = GASAM(params, SGD, rho=0.3, lr=0.1)
+    together.perturb()
+    assert list(moved.values())[2:] == list(together.strengths().values())[2:]
+    together.restore()
 
 
 def test_a_segment_with_a_stronger_gradient_moves_less() -> None:
@@ -642,6 +680,20 @@ def test_the_fused_step_is_the_bases_own_up_to_rounding(
         for key, value in two.state[q].items():
             if value is not None:
                 torch.testing.assert_close(one.state[p][key], value, rtol=1e-13, atol=1e-13)
+
+
+def test_parameters_with_gaps_in_memory_are_stepped_by_the_base_alone() -> None:
+    problem = Problem()
+    storage = torch.ones(4, 6)
+    gappy = nn.Parameter(storage[:, ::2])
+    optimizer = GASAM([*problem.params, gappy], SGD, lr=0.1, only=problem.model)
+    problem.closure()
+    optimizer.first_step(zero_grad=True)
+    problem.closure()
+    gappy.grad = torch.ones(4, 3)
+    optimizer.second_step()
+    assert torch.equal(gappy, torch.full((4, 3), 1 - 0.1))
+    assert torch.equal(storage[:, 1::2], torch.ones(4, 3))
 
 
 @pytest.mark.skipif("cpu" not in _ops.KERNELS["restore_sgd_"], reason="the package was built without its C++ kernels")

@@ -15,6 +15,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from . import _ops
 from ._segments import as_parameter, dtypes, local, marks, strides
+from ._validation import is_dense
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -165,6 +166,7 @@ class _Batch:
         return (
             len(set(params)) == len(params)
             and all(type(p) in _TYPES and p.dtype in _DTYPES and p.device.type in kernels for p in params)
+            and all(map(is_dense, params))
             and all(
                 x is None or (x.dtype, x.shape, x.device, x.stride()) == (p.dtype, p.shape, p.device, p.stride())
                 for states in self.states[:3]

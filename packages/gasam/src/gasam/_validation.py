@@ -200,7 +200,7 @@ def check_parameter(name: str, p: Tensor, *, segments: str) -> None:
     if p.layout is not torch.strided:
         raise ValueError(f"parameter {name!r} must be strided, got {p.layout}")
     x = _local(p)
-    if not _is_dense(x):
+    if not is_dense(x):
         raise ValueError(
             f"parameter {name!r} must fill its memory without gaps or overlaps, got shape {tuple(x.shape)} with strides"
             f" {x.stride()}; pass a clone"
@@ -268,7 +268,7 @@ def _local(x: Tensor) -> Tensor:
     return cast("DTensor", x).to_local() if module is not None and isinstance(x, module.DTensor) else x
 
 
-def _is_dense(x: Tensor) -> bool:
+def is_dense(x: Tensor) -> bool:
     """Whether the elements are the places 0 to numel - 1 in some order of the dimensions."""
     if not x.numel():
         return True

@@ -488,6 +488,9 @@ class GASAM(Perturbing):
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's checkpoint, and "gasam": the step, the running reference, and what a preset keeps.
 
+        Tools that make the state of a new optimizer by a step of their own, as :mod:`torch.distributed.checkpoint`
+        does, are given `base_optimizer`.
+
         Raises:
             RuntimeError: the weights are perturbed.
         """
