@@ -11,7 +11,7 @@ from ._segments import local
 from .optimizer import GASAM
 
 
-def only(preset: str, options: dict[str, Any], **needed: Any) -> dict[str, Any]:
+def fixed(preset: str, options: dict[str, Any], **needed: Any) -> dict[str, Any]:
     """Options, among which are those that a preset needs as they are."""
     for argument, value in needed.items():
         if options.get(argument, value) != value:

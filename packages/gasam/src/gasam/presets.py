@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import _validation
-from ._mixing import Remembering, factors, only
+from ._mixing import Remembering, factors, fixed
 from ._segments import Memory, as_parameter, local
 from .optimizer import GASAM
 
@@ -63,8 +63,8 @@ class ASAM(SAM):
 
     Args:
         params, base_optimizer: as in `GASAM`; a module, so that names are known.
-        rho: radius, without unit (default 0.5, the paper's).
-        eta: added to the magnitude of a weight, in its units (default 0.01, the paper's).
+        rho: radius, without unit (default 0.5, that of the authors' code).
+        eta: added to the magnitude of a weight, in its units (default 0.01, that of the authors' code).
         **options: as in `SAM`.
 
     Raises:
@@ -173,7 +173,7 @@ class GSAM(SAM):
         self, params: Any, base_optimizer: Base, rho: float = 0.05, *, alpha: float = 0.4, **options: Any
     ) -> None:
         _validation.check_number("alpha", alpha, 0)
-        super().__init__(params, base_optimizer, rho, **only("GSAM", options, risk="last"))
+        super().__init__(params, base_optimizer, rho, **fixed("GSAM", options, risk="last"))
         self._alpha = alpha
 
     def _combine(self, params: list[Tensor], clean: list[Tensor], grads: list[Tensor], found_inf: Tensor) -> None:
@@ -195,7 +195,8 @@ class WSAM(SAM):
         params, base_optimizer: as in `GASAM`.
         rho: radius of the perturbation, in units of the parameters (default 0.05, that of the authors' code).
         gamma: weight of the sharpness, in [0, 1) (default 0.9, that of the authors' code); 0.5 coupled is SAM.
-        decouple: keep the sharpness out of the base optimizer and its momentum (default True, the paper's).
+        decouple: keep the sharpness out of the base optimizer and its momentum (default True, that of the authors'
+            code).
         **options: as in `SAM`.
 
     Raises:
@@ -225,7 +226,7 @@ class WSAM(SAM):
         _validation.check_number("gamma", gamma)
         if not 0 <= gamma < 1:
             raise ValueError(f"gamma must be in [0, 1), got {gamma!r}")
-        super().__init__(params, base_optimizer, rho, **only("WSAM", options, risk="last"))
+        super().__init__(params, base_optimizer, rho, **fixed("WSAM", options, risk="last"))
         self._share = gamma / (1 - gamma)
         self._decouple = decouple
 
@@ -264,7 +265,7 @@ class FriendlySAM(Remembering, SAM):
         params, base_optimizer: as in `GASAM`.
         rho: radius of the perturbation, in units of the parameters (default 0.05, that of the authors' code, whose
             published runs have 0.2).
-        sigma: share of the mean gradient that is taken away (default 1, the paper's).
+        sigma: share of the mean gradient that is taken away (default 1, that of the authors' code).
         lmbda: decay of the mean gradient, in [0, 1] (default 0.9, that of the authors' code, whose published runs have
             0.6 and 0.95).
         **options: as in `SAM`.
@@ -298,7 +299,7 @@ class FriendlySAM(Remembering, SAM):
         _validation.check_number("lmbda", lmbda)
         if not 0 <= lmbda <= 1:
             raise ValueError(f"lmbda must be in [0, 1], got {lmbda!r}")
-        super().__init__(params, base_optimizer, rho, **only("FriendlySAM", options, steps=1, risk="last"))
+        super().__init__(params, base_optimizer, rho, **fixed("FriendlySAM", options, steps=1, risk="last"))
         self._sigma, self._lmbda = sigma, lmbda
 
     def _direction(self, params: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
@@ -322,9 +323,10 @@ class LookSAM(Remembering, SAM):
 
     Args:
         params, base_optimizer: as in `GASAM`.
-        rho: radius of the perturbation, in units of the parameters (default 0.1, the paper's).
-        k: an ascent is taken in each of so many steps (default 10); it is `every` of `GASAM`.
-        alpha: weight of what is used again (default 0.7, the paper's).
+        rho: radius of the perturbation, in units of the parameters (default 0.1, pytorch_optimizer's: the authors have
+            not published code).
+        k: an ascent is taken in each of so many steps (default 10, pytorch_optimizer's); it is `every` of `GASAM`.
+        alpha: weight of what is used again (default 0.7, pytorch_optimizer's).
         **options: as in `SAM`. Look-LayerSAM has ``segments="tensor", adaptive="layer"``.
 
     Raises:
@@ -355,7 +357,7 @@ class LookSAM(Remembering, SAM):
     ) -> None:
         _validation.check_count("k", k)
         _validation.check_number("alpha", alpha, 0)
-        super().__init__(params, base_optimizer, rho, **only("LookSAM", options, every=k, risk="last"))
+        super().__init__(params, base_optimizer, rho, **fixed("LookSAM", options, every=k, risk="last"))
         self._alpha = alpha
 
     def _combine(self, params: list[Tensor], clean: list[Tensor], grads: list[Tensor], found_inf: Tensor) -> None:
@@ -383,7 +385,7 @@ class MSAM(SAM):
     Args:
         params, base_optimizer: as in `GASAM`, with momentum: a `momentum_buffer` or `exp_avg` in its states.
         rho: radius of the perturbation, in units of the parameters (default 0.3, that of the authors' code, whose
-            published runs have 3).
+            published runs have 0.3 on ImageNet and 3 on CIFAR-100).
         **options: as in `SAM`.
 
     Raises:
@@ -406,7 +408,7 @@ class MSAM(SAM):
     _needs_gradient = False
 
     def __init__(self, params: Any, base_optimizer: Base, rho: float = 0.3, **options: Any) -> None:
-        options = only("MSAM", options, steps=1, risk="last", ascent_fraction=1.0)
+        options = fixed("MSAM", options, steps=1, risk="last", ascent_fraction=1.0)
         if isinstance(base_optimizer, Optimizer):
             _validation.check_momentum(base_optimizer)
         super().__init__(params, base_optimizer, rho, **options)
