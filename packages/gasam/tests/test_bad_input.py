@@ -650,6 +650,38 @@ def test_a_closure_that_cannot_be_called_is_refused():
     assert contents(optimizer) == before
 
 
+@pytest.mark.parametrize("call", ["step", "first_step", "second_step", "restore", "perturb"])
+@pytest.mark.parametrize("guilty", [1, 2])
+def test_a_closure_that_does_the_work_of_step_is_refused(call, guilty):
+    params = parameters((3,), (2,))
+    optimizer = GASAM(params, SGD, **MOMENTUM)
+    before = contents(optimizer)
+    calls = 0
+
+    def closure() -> None:
+        nonlocal calls
+        calls += 1
+        fill(params)
+        if calls == guilty:
+            getattr(optimizer, call)()
+
+    with pytest.raises(RuntimeError, match=r"must not be called by a closure|call first_step\(\) before"):
+        optimizer.step(closure)
+    after = contents(optimizer)
+    for key in ("params", "states", "options", "perturbed"):
+        assert after[key] == before[key]
+    optimizer.step(lambda: fill(params))
+
+
+def test_a_group_that_the_rule_of_only_leaves_out_can_be_added():
+    net = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
+    optimizer = SAMON(net, SGD, lr=0.1)
+    [extra] = parameters((3,))
+    optimizer.add_param_group({"params": [("extra", extra)]})
+    optimizer.step(lambda: fill(params_of(optimizer)))
+    assert list(optimizer.strengths()) == ["1.weight", "1.bias"]
+
+
 @pytest.mark.parametrize("kind", [SGD, torch.optim.AdamW, torch.optim.RMSprop])
 @pytest.mark.parametrize("risk", ["last", "average"])
 @pytest.mark.parametrize("raising", [1, 2, 3])

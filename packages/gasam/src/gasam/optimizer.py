@@ -198,6 +198,7 @@ class GASAM(Perturbing):
         self._has_ascended = False  # in this step
         self._losses: tuple[Any, Any] | None = None
         self._has_closure = False
+        self._is_calling = False  # the closure
         self._left: set[tuple[int, int]] | None = set()  # gradients that the last step left, and versions, if known
 
     # --- where a step is ------------------------------------------------------------------------------------------
@@ -261,6 +262,7 @@ class GASAM(Perturbing):
         Raises:
             RuntimeError: no closure and no ascent; a closure while the weights are perturbed, or from a GradScaler.
         """
+        self._refuse_within("step()")
         if closure is not None:
             return self._step_with(closure)
         if not self.is_perturbed and not self._has_ascended and self.needs_ascent:
@@ -325,6 +327,7 @@ class GASAM(Perturbing):
         self._perturb(grads, scaler)
 
     def _perturb(self, grads: Sequence[Tensor | None] | None, scaler: GradScaler | None) -> None:
+        self._refuse_within("perturb()")
         if self._passes.share_dropout:
             raise RuntimeError("share_dropout needs a closure that can be called again: call step(closure)")
         if self._taken >= self._rule.steps:
@@ -348,6 +351,7 @@ class GASAM(Perturbing):
         Raises:
             RuntimeError: the weights are not perturbed, or a parameter was resized or cast since.
         """
+        self._refuse_within("restore()")
         if not self.is_perturbed:
             raise RuntimeError("restore() undoes perturb(): call that before")
         self._restore()
@@ -429,8 +433,18 @@ class GASAM(Perturbing):
         for group in self.param_groups:
             for p in group["params"]:
                 p.grad = None
-        with torch.enable_grad():
-            return closure(fraction=fraction) if self._fraction < 1 else closure()
+        self._is_calling = True
+        try:
+            with torch.enable_grad():
+                return closure(fraction=fraction) if self._fraction < 1 else closure()
+        finally:
+            self._is_calling = False
+
+    def _refuse_within(self, call: str) -> None:
+        if self._is_calling:
+            raise RuntimeError(
+                f"{call} must not be called by a closure: step(closure) ascends, restores and steps itself"
+            )
 
     def _warn_of_gradients(self) -> None:
         """Once, if the closure is about to lose gradients that the last step did not leave."""
@@ -525,11 +539,12 @@ class GASAM(Perturbing):
         for group in state_dict["param_groups"]:
             _validation.check_number("rho", group.get(self._radius, 0.0), 0)
         rho = [group[self._radius] for group in self.param_groups]
+        step = int(own.pop("step", 0))
         self.base_optimizer.load_state_dict(state_dict)
         for group, radius in zip(self.param_groups, rho, strict=True):
             group.setdefault(self._radius, radius)
         self._has_ascended = False
-        self._step = int(own.pop("step", 0))
+        self._step = step
         for name, tensor in (("running", self._running), ("seed", self._seed)):
             tensor.copy_(own.pop(name)) if name in own else tensor.zero_()
         self._load_tensors(own)
