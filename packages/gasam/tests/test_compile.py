@@ -110,6 +110,39 @@ def test_inductor_trains_as_eager_does():
         torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.parametrize("two_phases", [False, True])
+@pytest.mark.filterwarnings("ignore")  # torch's own about graph breaks, and gradients of what is no leaf
+def test_a_compiled_training_step_is_no_other_and_is_compiled_once(two_phases: bool):
+    """The optimizer is left out of its graphs."""
+    model, eager = net(), net()
+    counter = CompileCounterWithBackend("eager")
+    optimizer, other = (GASAM(m, torch.optim.SGD, lr=0.1, momentum=0.9) for m in (model, eager))
+
+    def train_on(x: Tensor, model: nn.Module, optimizer: GASAM) -> None:
+        def closure() -> Tensor:
+            loss = model(x).square().mean()
+            loss.backward()
+            return loss
+
+        if two_phases:
+            closure()
+            optimizer.first_step(zero_grad=True)
+            closure()
+            optimizer.second_step(zero_grad=True)
+        else:
+            optimizer.step(closure)
+
+    compiled = torch.compile(train_on, backend=counter)
+    counts = []
+    for m, o, step in ((model, optimizer, compiled), (eager, other, train_on)):
+        torch.manual_seed(1)
+        for k in range(6):
+            step(batch(k), m, o)
+            counts.append(counter.frame_count)
+    assert_equal(model, eager)
+    assert counts[1:] == [counts[1]] * 11
+
+
 # --- operators ------------------------------------------------------------------------------------------------------
 
 

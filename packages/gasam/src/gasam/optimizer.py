@@ -10,6 +10,7 @@ from warnings import warn
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo  # torch.compiler.disable imports the compiler at once
 from torch.optim import Optimizer
 
 from . import _validation
@@ -249,6 +250,7 @@ class GASAM(Perturbing):
 
     # --- steps ----------------------------------------------------------------------------------------------------
 
+    @_disable_dynamo
     def step(self, closure: Callable[..., Any] | None = None) -> Any:
         """Take a whole step with a closure, or finish the one whose ascent was taken.
 
@@ -312,6 +314,7 @@ class GASAM(Perturbing):
         """`second_step(zero_grad=True)`."""
         self.second_step(True)
 
+    @_disable_dynamo
     def perturb(self, grads: Sequence[Tensor | None] | None = None, *, scaler: GradScaler | None = None) -> None:
         """Ascend, and leave `.grad` alone.
 
@@ -345,6 +348,7 @@ class GASAM(Perturbing):
         self._taken += 1
         self._has_ascended = True
 
+    @_disable_dynamo
     def restore(self) -> None:
         """Put the weights back, bit for bit, without a step.
 
