@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gasam import GASAM
+from gasam import GASAM, GSAM, MSAM, WSAM, FriendlySAM, LookSAM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -283,6 +283,32 @@ def shards(rank: int) -> dict[str, Any]:
     return results
 
 
+PRESETS: dict[str, tuple[type[GASAM], dict[str, Any]]] = {
+    "GSAM": (GSAM, {}),
+    "WSAM": (WSAM, {}),
+    "WSAM, coupled": (WSAM, {"decouple": False}),
+    "FriendlySAM": (FriendlySAM, {}),
+    "LookSAM": (LookSAM, {"k": 3}),
+    "MSAM": (MSAM, {"momentum": 0.9}),
+}
+
+
+@scenario
+def presets(rank: int) -> dict[str, Any]:
+    results = {}
+    for name, (kind, options) in PRESETS.items():
+        models = {"alone": net(), "shards": sharded(net()), "together": net(), "apart": net()}
+        found = {}
+        for how, model in models.items():
+            wrapped = DistributedDataParallel(model) if how in {"together", "apart"} else model
+            sync = {"sync_ascent": True} if how == "together" else {}
+            optimizer = kind(wrapped, torch.optim.SGD, 0.1, lr=0.05, **sync, **options)
+            train(wrapped, optimizer, None if how == "alone" else rank, range(7))
+            found[how] = tensors(model, optimizer)
+        results[name] = found
+    return results
+
+
 @scenario
 def replicas_of_shards(rank: int) -> dict[str, Any]:
     from torch.distributed.device_mesh import init_device_mesh
@@ -500,6 +526,15 @@ def test_shards_make_what_one_process_makes(results: Any, name: str, base: str):
         assert_equal(one["strengths"], one["strengths alone"], tolerance=1e-9)
         assert one["shards"]["odd.bias"] == (4, 3)[rank]
         assert one["shards"]["one.weight"] == (7, 0)[rank]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_take_the_same_step_everywhere(results: Any, name: str):
+    first, second = (result[name] for result in results("presets"))
+    assert_equal(second["apart"], first["apart"])
+    for one in (first, second):
+        for how in ("shards", "together"):
+            assert_equal(one[how], one["alone"], tolerance=1e-9)
 
 
 @pytest.mark.parametrize("shape", ["(2, 1)", "(1, 2)"])
