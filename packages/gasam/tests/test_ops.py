@@ -737,3 +737,14 @@ def test_opcheck_of_strengths() -> None:
 def test_empty_lists_are_nothing_to_do(call: str) -> None:
     kernel, reference, args = prepared(call, Problem(FLOAT32, shapes={}))
     assert_same(after(kernel, args), after(reference, args))
+
+
+@pytest.mark.parametrize(
+    "name", ["perturb_", "restore_", "restore_sgd_", "restore_adam_ amsgrad", "inner_products", "mix_"]
+)
+def test_lists_that_differ_in_length_are_refused(name: str) -> None:
+    kernel, _, args = prepared(name, Problem(FLOAT32))
+    for k, x in enumerate(args):
+        if isinstance(x, list) and k and not (name == "restore_sgd_" and k == 3):  # momentum may be missing
+            with pytest.raises(RuntimeError, match="differ in length"):
+                kernel(*args[:k], [], *args[k + 1 :])

@@ -36,7 +36,7 @@ void boxed_segment_norms(StableIValue* stack, uint64_t, uint64_t) {
   const bool any = std::ranges::any_of(weighted, [](int64_t kind) { return kind != 0; });
   const TensorList grads(stack[0]), params(stack[1], any);
   const auto eta = argument<double>(stack[4]);
-  const Plan<2> plan({&grads, &params}, &rows, {});
+  const Plan<2> plan({&grads, &params}, &rows, {.optional = unsigned(any ? 0b00 : 0b10)});
   STD_TORCH_CHECK(weighted.size() == grads.size(), "lists differ in length");
 
   std::vector<double> sums(plan.pieces());

@@ -35,15 +35,14 @@ struct Piece {
   int64_t begin, size, unit, number;
 };
 
-// Which lists are written, and which hold numbers of the type of the arithmetic: a bit for each.
+// Which lists are written, which hold numbers of the type of the arithmetic, and which may be empty: a bit for each.
 struct Lists {
-  unsigned written = 0, wide = 0;
+  unsigned written = 0, wide = 0, optional = 0;
 };
 
 template <size_t N>
 class Plan {
  public:
-  // A list that is null, or empty unless it is the first, is left out.
   Plan(const std::array<const TensorList*, N>& lists, const std::vector<int64_t>* rows, Lists kinds)
       : jobs_(lists[0]->size()) {
     STD_TORCH_CHECK(!rows || rows->size() == jobs_.size(), "lists differ in length");
@@ -99,7 +98,7 @@ class Plan {
   static int64_t bytes_of(Type type) { return type == Type::kDouble ? 8 : type == Type::kFloat ? 4 : 2; }
 
   void* pointer(const TensorList* list, size_t k, Lists kinds, size_t i) const {
-    if (!list || (i && !list->size())) return nullptr;
+    if (!list->size() && kinds.optional >> i & 1) return nullptr;
     STD_TORCH_CHECK(list->size() == jobs_.size(), "lists differ in length");
     const AtenTensorHandle x = (*list)[k];
     const Type own = jobs_[k].type, wide = own == Type::kDouble ? Type::kDouble : Type::kFloat;

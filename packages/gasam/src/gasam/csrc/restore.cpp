@@ -95,7 +95,7 @@ void boxed_restore_sgd_(StableIValue* stack, uint64_t, uint64_t) {
   const TensorList params(stack[0]), backup(stack[1]), grads(stack[2]), momentum(stack[3]);
   const auto real = [&](int i) { return argument<double>(stack[i]); };
   const auto flag = [&](int i) { return argument<bool>(stack[i]); };
-  const Plan<4> plan({&params, &backup, &grads, &momentum}, nullptr, {.written = 0b1001});
+  const Plan<4> plan({&params, &backup, &grads, &momentum}, nullptr, {.written = 0b1001, .optional = 0b1000});
   const Common common(rate(stack[4], TENSOR_LR), real(7), flag(9), stack[11], stack[12], plan.bytes());
   if (common.skipped) return restore(params, backup);
   const double mu = real(5), dampening = real(6);
@@ -186,7 +186,7 @@ void boxed_restore_adam_(StableIValue* stack, uint64_t, uint64_t) {
   const auto flag = [&](int i) { return argument<bool>(stack[i]); };
   const bool decoupled = flag(12), amsgrad = flag(13);
   const Plan<6> plan({&params, &backup, &grads, &exp_avg, &exp_avg_sq, &max_exp_avg_sq}, nullptr,
-                     {.written = 0b111001});
+                     {.written = 0b111001, .optional = unsigned(amsgrad ? 0 : 0b100000)});
   STD_TORCH_CHECK(step_counts.size() == params.size(), "lists differ in length");
   const Common common(rate(stack[7], TENSOR_LR), real(11), flag(14), stack[15], stack[16], plan.bytes());
   if (common.skipped) return restore(params, backup);
