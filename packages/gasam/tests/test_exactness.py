@@ -161,6 +161,19 @@ def test_ten_thousand_steps_at_the_learning_rate_zero_change_no_bit(kind, option
     hold_still(kind, options, dtype, 10_000, **own)
 
 
+def test_gradients_that_are_missing_at_random_do_not_pile_up_tables():
+    """As in a mixture of experts."""
+    params = parameters(*[(2,)] * 7)
+    optimizer = GASAM(params, SGD, lr=0.0)
+    before = copies(params)
+    for t in range(1, 2**7):
+        given = [g if t >> k & 1 else None for k, g in enumerate(gradients(params, t))]
+        with optimizer.perturbed(given):
+            assert [not same([p], [q]) for p, q in zip(params, before, strict=True)] == [g is not None for g in given]
+    assert same(params, before)
+    assert len(optimizer._segments._units) <= 16
+
+
 @pytest.mark.parametrize("preset", [x for x in PRESETS if x is not GASAM])
 @pytest.mark.parametrize("kind", [SGD, torch.optim.AdamW, torch.optim.RMSprop])
 def test_no_preset_changes_a_bit_at_the_learning_rate_zero(preset, kind):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 _ALIGNMENT = 64  # bytes: a cache line
+_KEPT = 16  # patterns of missing gradients whose tables are kept
 
 _dtype = attrgetter("dtype")
 
@@ -258,6 +259,8 @@ class Segments:
         if type(None) in set(map(type, grads)):
             key = tuple(k for k, grad in enumerate(grads) if grad is not None)
         if key not in self._units:
+            if len(self._units) == _KEPT:  # gradients that are missing at random have many patterns
+                del self._units[next(iter(self._units))]
             self._units[key] = self._new(range(len(self.params)) if key is None else key)
         return self._units[key]
 
