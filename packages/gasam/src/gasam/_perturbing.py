@@ -76,6 +76,8 @@ class Perturbing(Optimizer):
         self._segments: Segments | None = None
         self._known: list[Tensor] = []  # the parameters that the segments were made of
         self._checked_rho: tuple[Any, ...] = ()
+        self._taken = 0  # ascents of this step that are not restored, also those that moved nothing
+        self._has_ascended = False  # in this step
         self._ascent: Ascent | None = None  # that the weights are at
         self._last: Ascent | None = None  # that was taken last
         self._forget_clean()
@@ -116,6 +118,11 @@ class Perturbing(Optimizer):
     @defaults.setter
     def defaults(self, value: dict[str, Any]) -> None:
         self.base_optimizer.defaults = value
+
+    @property
+    def is_perturbed(self) -> bool:
+        """Whether an ascent was taken that is not yet restored."""
+        return self._taken > 0
 
     # --- for presets ----------------------------------------------------------------------------------------------
 
@@ -262,6 +269,7 @@ class Perturbing(Optimizer):
                 before = self._clean_found_inf
                 self._clean_found_inf = found_inf if before is None else torch.maximum(before, found_inf)
         self._ascent = None
+        self._taken = 0
         self._passes.end_perturbed()
         torch.clear_autocast_cache()
 

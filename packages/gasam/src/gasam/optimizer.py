@@ -17,8 +17,8 @@ from . import _validation
 from ._ascent import Rule
 from ._base import radius_key
 from ._passes import Passes
-from ._perturbing import Perturbing
-from ._segments import Memory, local
+from ._saving import Saving
+from ._segments import local
 from ._selection import Selection
 
 if TYPE_CHECKING:
@@ -28,14 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["GASAM"]
 
-_TRANSIENT = {"_segments", "_known", "_ascent", "_last", "_clean", "_clean_found_inf", "_scale", "_base"} | {
-    "_losses",
-    "_left",
-    "step",  # a learning rate scheduler puts one here
-}
 
-
-class GASAM(Perturbing):
+class GASAM(Saving):
     r"""GA-SAM: sharpness-aware minimisation whose perturbations adapt to the strength of gradients.
 
     A step takes the gradient where the loss is larger, and applies it with any other optimizer. Each segment k of
@@ -195,19 +189,12 @@ class GASAM(Perturbing):
 
     def _begin_life(self) -> None:
         super()._begin_life()
-        self._taken = 0  # ascents of this step that are not restored, also those that moved nothing
-        self._has_ascended = False  # in this step
         self._losses: tuple[Any, Any] | None = None
         self._has_closure = False
         self._is_calling = False  # the closure
         self._left: set[tuple[int, int]] | None = set()  # gradients that the last step left, and versions, if known
 
     # --- where a step is ------------------------------------------------------------------------------------------
-
-    @property
-    def is_perturbed(self) -> bool:
-        """Whether an ascent was taken that is not yet restored."""
-        return self._taken > 0
 
     @property
     def needs_ascent(self) -> bool:
@@ -469,103 +456,3 @@ class GASAM(Perturbing):
         if self._has_closure and not self._warned:
             grads = [p.grad for group in self.param_groups for p in group["params"]]
             self._left = {(id(grad), grad._version) for grad in grads if grad is not None}
-
-    def _end_ascents(self) -> None:
-        super()._end_ascents()
-        self._taken = 0
-
-    # --- groups and checkpoints -----------------------------------------------------------------------------------
-
-    def _refuse(self, call: str) -> None:
-        if self.is_perturbed:
-            raise RuntimeError(f"{call} needs the clean weights: call second_step() or restore() before")
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters and their options, among these `rho`, in mid-training.
-
-        Raises:
-            RuntimeError: the weights are perturbed.
-            ValueError, TypeError: as when the optimizer was made. The groups are as before then.
-        """
-        self._refuse("add_param_group()")
-        key = self._radius
-        rho = param_group.get(key, self.defaults[key]) if isinstance(param_group, dict) else 0.0
-        _validation.check_number("rho", rho, 0)
-        self.base_optimizer.add_param_group(param_group)
-        self.param_groups[-1].setdefault(key, rho)
-        try:
-            self._current_segments()
-        except BaseException:
-            for p in self.param_groups.pop()["params"]:
-                self._facts.pop(p, None)
-            raise
-        self._passes.params = list(self._facts)
-        if self._only is not None:
-            self._passes.only_params = self._chosen()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's checkpoint, and "gasam": the step, the running reference, and what a preset keeps.
-
-        Tools that make the state of a new optimizer by a step of their own, as :mod:`torch.distributed.checkpoint`
-        does, are given `base_optimizer`.
-
-        Raises:
-            RuntimeError: the weights are perturbed.
-        """
-        self._refuse("state_dict()")
-        for before in self._optimizer_state_dict_pre_hooks.values():
-            before(self)
-        state_dict = dict(self.base_optimizer.state_dict())
-        state_dict["gasam"] = {
-            "step": self._step,
-            "running": self._running.clone(),
-            "seed": self._seed.clone(),
-            **self._tensors(),
-        }
-        for after in self._optimizer_state_dict_post_hooks.values():
-            replaced = after(self, state_dict)
-            state_dict = state_dict if replaced is None else replaced
-        return state_dict
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a checkpoint of this class or, with which everything but the base starts anew, of the base optimizer.
-
-        Raises:
-            RuntimeError: the weights are perturbed.
-            ValueError, TypeError: groups that do not match, or a `rho` out of its range.
-        """
-        self._refuse("load_state_dict()")
-        state_dict = state_dict.copy()
-        for before in self._optimizer_load_state_dict_pre_hooks.values():
-            replaced = before(self, state_dict)
-            state_dict = state_dict if replaced is None else replaced
-        own = dict(state_dict.pop("gasam", {}))
-        for group in state_dict["param_groups"]:
-            _validation.check_number("rho", group.get(self._radius, 0.0), 0)
-        rho = [group[self._radius] for group in self.param_groups]
-        step = int(own.pop("step", 0))
-        self.base_optimizer.load_state_dict(state_dict)
-        for group, radius in zip(self.param_groups, rho, strict=True):
-            group.setdefault(self._radius, radius)
-        self._has_ascended = False
-        self._step = step
-        for name, tensor in (("running", self._running), ("seed", self._seed)):
-            tensor.copy_(own.pop(name)) if name in own else tensor.zero_()
-        self._load_tensors(own)
-        for after in self._optimizer_load_state_dict_post_hooks.values():
-            after(self)
-
-    def __getstate__(self) -> dict[str, Any]:
-        self._refuse("copying")
-        state = {
-            name: value
-            for name, value in self.__dict__.items()
-            if name not in _TRANSIENT and not name.startswith("_optimizer_") and not isinstance(value, Memory)
-        }
-        if self._only != "norm" and self._only is not None:  # a predicate, or modules
-            state["_only"] = list(self._chosen())
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._begin_life()
