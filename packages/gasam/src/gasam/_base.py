@@ -18,7 +18,7 @@ from ._segments import as_parameter, dtypes, local, marks, strides
 from ._validation import is_dense
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch.optim import Optimizer
 
@@ -40,7 +40,7 @@ class Base:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        self._plans: dict[int, _Plan] = {}  # by the id of a group
+        self._plans: dict[int, _Plan] = {}  # by the number of a group
 
     def step(self, scale: Tensor | None, found_inf: Tensor | None) -> None:
         """The base's own step, with gradients that may be scaled."""
@@ -75,11 +75,11 @@ class Base:
         if not self._is_known():
             return False
         batches = []
-        for group in base.param_groups:
+        for number, group in enumerate(base.param_groups):
             batch = _Batch(base, group)
             if not batch.params:
                 continue
-            plan = self._plan(batch, units)
+            plan = self._plan(number, batch, units)
             if plan is None or not batch.suits(plan, found_inf):
                 return False
             batches.append((batch, plan))
@@ -101,10 +101,10 @@ class Base:
         replaced = base.__dict__.get("step")
         return replaced is None or hasattr(replaced, "_wrapped_by_lr_sched")
 
-    def _plan(self, batch: _Batch, units: Units) -> _Plan | None:
+    def _plan(self, number: int, batch: _Batch, units: Units) -> _Plan | None:
         """The plan of a batch that kernels can serve, made anew if a tensor of it is another or was changed."""
         tensors = batch.tensors()
-        plan = self._plans.get(id(batch.group))
+        plan = self._plans.get(number)
         if (
             plan is None
             or plan.units is not units
@@ -116,7 +116,7 @@ class Base:
                 return None
             params = batch.params
             kept = dict(zip(units.params, units.backup, strict=True))
-            plan = self._plans[id(batch.group)] = _Plan(
+            plan = self._plans[number] = _Plan(
                 units=units,
                 tensors=tensors,
                 marks=marks(params),
@@ -172,7 +172,17 @@ class _Batch:
                 for states in self.states[:3]
                 for p, x in zip(params, states, strict=False)
             )
+            and (self.is_sgd or self._counts_alike())
         )
+
+    def _counts_alike(self) -> bool:
+        """Whether Adam counts all steps in one type, and on the CPU or else where the parameters are."""
+        steps = self.states[3]
+        on_cpu = all(step.is_cpu for step in steps)
+        return len({step.dtype for step in steps}) == 1 and (on_cpu or self._counts_on_device())
+
+    def _counts_on_device(self) -> bool:
+        return all(step.device == p.device for p, step in zip(self.params, self.states[3], strict=True))
 
     def suits(self, plan: _Plan, found_inf: Tensor | None) -> bool:
         """Whether options and gradients are such as the kernels take; gradients get the strides of parameters."""
@@ -193,7 +203,7 @@ class _Batch:
         """Whether a step can be left out without asking the device."""
         if self.is_sgd:
             return not self.group["dampening"] or all(x is not None for x in self.states[0])
-        return all(step.device == p.device for p, step in zip(self.params, self.states[3], strict=True))
+        return self._counts_on_device()
 
     def run(self, plan: _Plan, scale: Tensor | None, found_inf: Tensor | None) -> None:
         run = self._run_sgd if self.is_sgd else self._run_adam
@@ -209,7 +219,7 @@ class _Batch:
 
     def _run_sgd(self, lists: list[list[Any]], scale: Tensor | None, found_inf: Tensor | None) -> None:
         group = self.group
-        operator = _ops.restore_sgd_.tensor_lr if isinstance(group["lr"], Tensor) else _ops.restore_sgd_.default
+        operator, rate = _with_rate(_ops.restore_sgd_, group["lr"])
         params, momentum = lists[0], lists[3]
         fresh = [k for k, x in enumerate(momentum) if x is None]
         for k in fresh:
@@ -219,10 +229,10 @@ class _Batch:
             if places:
                 operator(
                     *(lists if len(places) == len(params) else _rows(lists, places)),
-                    group["lr"],
-                    group["momentum"],
-                    group["dampening"],
-                    group["weight_decay"],
+                    rate,
+                    float(group["momentum"]),
+                    float(group["dampening"]),
+                    float(group["weight_decay"]),
                     group["nesterov"],
                     group["maximize"],
                     first,
@@ -232,19 +242,24 @@ class _Batch:
 
     def _run_adam(self, lists: list[list[Any]], scale: Tensor | None, found_inf: Tensor | None) -> None:
         group = self.group
-        operator = _ops.restore_adam_.tensor_lr if isinstance(group["lr"], Tensor) else _ops.restore_adam_.default
+        operator, rate = _with_rate(_ops.restore_adam_, group["lr"])
         operator(
             *lists,
-            group["lr"],
-            *group["betas"],
-            group["eps"],
-            group["weight_decay"],
+            rate,
+            *map(float, group["betas"]),
+            float(group["eps"]),
+            float(group["weight_decay"]),
             group["decoupled_weight_decay"],
             group["amsgrad"],
             group["maximize"],
             scale,
             found_inf,
         )
+
+
+def _with_rate(operator: Any, lr: Any) -> tuple[Callable[..., None], float | Tensor]:
+    """The overload for a learning rate, and that as it takes it."""
+    return (operator.tensor_lr, lr) if isinstance(lr, Tensor) else (operator.default, float(lr))
 
 
 def _rows(lists: list[list[Any]], places: Sequence[int]) -> list[list[Any]]:

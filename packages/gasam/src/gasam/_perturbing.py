@@ -132,8 +132,8 @@ class Perturbing(Optimizer):
 
     def _combine(self, params: list[Tensor], clean: list[Tensor], grads: list[Tensor], found_inf: Tensor) -> None:
         """Change the last gradients in place. `found_inf` is not 0 if `clean`, or they, are not finite."""
-        if self._averages:
-            share = 1 / (self._rule.steps + 1)
+        if self._averages and self._last is not None:
+            share = 1 / (self._last.taken + 1)
             self._mix(grads, clean, found_inf.new_full((2,), share, dtype=torch.float64), found_inf)
 
     def _plain(self, params: list[Tensor], grads: list[Tensor]) -> None:
@@ -309,9 +309,10 @@ class Perturbing(Optimizer):
         clean_scale = scale if self._scale is None else self._scale
         if clean and clean_scale is not None:
             unscale(list(clean.values()), clean_scale)
-        params = [p for p in self._current_segments().params if p.grad is not None]
-        given = [local(p.grad) for p in params if p.grad is not None]
-        grads = [as_parameter(p, p.grad) for p in params if p.grad is not None]
+        given = {p: p.grad for p in self._current_segments().params if p.grad is not None}
+        for p, grad in given.items():
+            _validation.check_gradient(self._facts[p][0], p, grad)
+        params, grads = list(given), [as_parameter(p, grad) for p, grad in given.items()]
         skipped = torch.zeros((), device=self._seed.device)
         for each in (None if ascent is None else ascent.found_inf, self._clean_found_inf, found_inf):
             if each is not None:
@@ -321,7 +322,7 @@ class Perturbing(Optimizer):
             self._combine(params, firsts, grads, skipped)
         else:
             self._plain(params, grads)
-        for grad, changed in zip(given, grads, strict=True):
+        for grad, changed in zip(map(local, given.values()), grads, strict=True):
             if grad is not changed:
                 grad.copy_(changed)
         return params, firsts, grads, skipped

@@ -302,7 +302,7 @@ class Segments:
                     params=slice(first, first + len(alike)),
                     units=slice(unit, unit + sum(of_part)),
                     rows=of_part,
-                    salt=65537 * (number + len(by_device) * self._process(alike)),
+                    salt=65537 * (number + len(by_device) * self._shard(alike)),
                 )
             )
             first, unit = first + len(alike), unit + sum(of_part)
@@ -338,11 +338,13 @@ class Segments:
             straight=order == list(range(len(self.params))) and not self.is_sharded,
         )
 
-    def _process(self, places: Sequence[int]) -> int:
-        """A number that tells apart the processes that hold other shards."""
-        if not self.is_sharded:
-            return 0
-        return next((self.params[k].device_mesh.get_rank() for k in places if is_sharded(self.params[k])), 0)  # type: ignore[attr-defined]
+    def _shard(self, places: Sequence[int]) -> int:
+        """A number that tells apart the processes that hold other shards, but not those that hold the same."""
+        p: Any = next((self.params[k] for k in places if is_sharded(self.params[k])), None)
+        number = 0
+        for dim in [] if p is None else _spread(p):
+            number = number * p.device_mesh.size(dim) + p.device_mesh.get_local_rank(dim)
+        return number
 
     def _shards(self, order: Sequence[int]) -> list[tuple[Any, Tensor | None]]:
         """Over which process groups sums are to be taken, and of which units; a sharded parameter is one unit."""

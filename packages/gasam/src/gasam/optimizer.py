@@ -204,7 +204,7 @@ class GASAM(Saving):
     @property
     def skipped_ascents(self) -> Tensor:
         """How many steps had no ascent because its gradient was not finite, on the parameters' device."""
-        return self._skipped.clone()
+        return self._skipped.to(torch.int64)
 
     def strengths(self) -> dict[str, Tensor]:
         """The strength s of the segment of each parameter that was perturbed last, on its device.
