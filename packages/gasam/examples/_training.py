@@ -117,9 +117,10 @@ def fit(
     return model, settings | {"dev": best, "test": found, "curve": curve, "seconds": seconds, "steps": steps}
 
 
-def arguments(description: str, data: str) -> ArgumentParser:
+def arguments(description: str, data: str | None = None) -> ArgumentParser:
     parser = ArgumentParser(description=description.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--data", type=Path, help=data)
+    if data is not None:
+        parser.add_argument("--data", type=Path, help=data)
     parser.add_argument("--smoke", action="store_true", help="a few seconds on built-in data")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["base", "SAM", "GA-SAM"], metavar="NAME")
     parser.add_argument("--rho", type=float, help="radius of the perturbation; default: what suits the task")
