@@ -31,7 +31,6 @@ from tasks import (
     FLAT,
     LONGER,
     RADIUS,
-    SEEDS,
     Experiment,
     Images,
     LanguageModelling,
@@ -185,9 +184,11 @@ def shown(values: list[float]) -> str:
 
 
 def quality(experiment: Experiment, context: Context, outcome: Outcome) -> None:
-    if context.data is None or not (data := Path(context.data, experiment.path)).exists():
-        raise MissingError(f"this needs --data: a folder with {experiment.path}")
-    found = results(experiment, data.parents[experiment.path.count("/")], Runs(RUNS), context.progress)
+    data = None if context.data is None else Path(context.data)
+    try:
+        found = results(experiment, data, Runs(RUNS), context.progress)
+    except FileNotFoundError as error:
+        raise MissingError(f"this needs --data: {error}") from error
     pairs = [(ours, theirs) for ours in ("GA-SAM", "SAM") for theirs in ("base", LONGER)]
     pairs += [
         ("GA-SAM", "SAM"),
@@ -238,7 +239,7 @@ WORKLOADS: tuple[Workload, ...] = (
             f"training, {experiment.name}",
             f"Test {experiment.measure} at the best epoch of the development set. Every method has tried four settings "
             f"(rates of the base, radii of the others) with another seed. Mean and standard deviation of "
-            f"{SEEDS} seeds; ratios seed by seed, geometric mean and 95 % interval (Student's t): the "
+            f"{experiment.seeds} seeds; ratios seed by seed, geometric mean and 95 % interval (Student's t): the "
             "seeds' spread, not that of the test set.",
             partial(quality, experiment),
             FULL,

@@ -1,4 +1,4 @@
-"""The experiments on training: five tasks, a search for each method's setting, then seeds; each run is kept at once.
+"""The experiments on training: six tasks, a search for each method's setting, then seeds; each run is kept at once.
 
     python tasks.py --data DIR --runs runs.jsonl [--tasks "MR, LSTM" ...]
 
@@ -26,11 +26,12 @@ from images import Images
 from language_model import LanguageModelling
 from text_classification import Polarity
 from translation import Translation
+from wrong_labels import WrongLabels
 
 from gasam.flatness import loss_in_ball, top_eigenvalue
 
 __all__ = [
-    "CHEAP", "EXPERIMENTS", "FLAT", "LONGER", "METHODS", "RADIUS", "SEEDS", "Experiment", "Images", "LanguageModelling",
+    "CHEAP", "EXPERIMENTS", "FLAT", "LONGER", "METHODS", "RADIUS", "Experiment", "Images", "LanguageModelling",
     "Polarity", "Runs", "Translation", "build", "fit", "longer", "ratio", "results",
 ]  # fmt: skip
 
@@ -54,7 +55,6 @@ CHEAP = (
 BORROWED = CHEAP[:3]  # use the rho of GA-SAM
 FLAT = ("base", "SAM", "GA-SAM")  # whose minima are measured
 RADIUS = 0.5  # of the ball around the weights in which the worst loss is sought
-SEEDS = 5  # of the results, from 0
 SEARCH_SEED = 1000  # no seed of the results
 
 
@@ -63,12 +63,21 @@ class Experiment:
     """A task and the settings that are tried on it: as many learning rates for the base as radii for the others."""
 
     name: str
-    path: str
-    build: Callable[[Path], Task]
+    path: str | None  # of its data set; None for one that scikit-learn has
+    build: Callable[[Any], Task]
     lrs: tuple[float, ...]
     measure: str = "error"
     methods: tuple[str, ...] = METHODS
     flat: bool = False  # whether the minima of FLAT are measured
+    seeds: int = 5  # of the results, from 0
+
+    def task(self, data: Path | None) -> Task:
+        """The task on a data set in the folder `data`; FileNotFoundError if it is not there."""
+        if self.path is None:
+            return self.build(None)
+        if data is None or not (data / self.path).exists():
+            raise FileNotFoundError(f"a folder with {self.path}")
+        return self.build(data / self.path)
 
 
 EXPERIMENTS = (
@@ -80,6 +89,7 @@ EXPERIMENTS = (
     Experiment("SST-2, TextCNN", "text/sst2", lambda path: Polarity(path, "cnn"), (2e-3, 4e-3, 8e-3, 1.6e-2)),
     Experiment("CIFAR-10, 2250 images", "images", Images, (0.02, 0.05, 0.1, 0.2), flat=True),
     Experiment("Multi30k, Transformer", "text/multi30k", Translation, (1.5e-3, 3e-3, 6e-3, 1.2e-2), "perplexity"),
+    Experiment("digits, 30 % wrong labels", None, lambda _: WrongLabels(), (0.02, 0.05, 0.1, 0.2), seeds=10),
 )  # fmt: skip
 
 
@@ -152,17 +162,17 @@ def search(experiment: Experiment, task: Task, runs: Runs) -> Iterator[tuple[str
 
 
 def results(
-    experiment: Experiment, data: Path, runs: Runs, tick: Callable[[float], object] = lambda share: None
+    experiment: Experiment, data: Path | None, runs: Runs, tick: Callable[[float], object] = lambda share: None
 ) -> dict[str, list[Run]]:
     """Per method the runs of all seeds, at the setting that its search found."""
-    task = experiment.build(data / experiment.path)
+    task = experiment.task(data)
     chosen = list(search(experiment, task, runs))
     found: dict[str, list[Run]] = {method: [] for method, _, _ in chosen}
-    for seed in range(SEEDS):
+    for seed in range(experiment.seeds):
         for method, lr, rho in chosen:
             flat = experiment.flat and method in FLAT
             found[method].append(runs.get(experiment, task, method, lr, rho, seed, flat))
-        tick((seed + 1) / SEEDS)
+        tick((seed + 1) / experiment.seeds)
     return found
 
 
@@ -178,7 +188,7 @@ def ratio(ours: Iterable[float], theirs: Iterable[float]) -> tuple[float, float,
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of data sets")
+    parser.add_argument("--data", type=Path, help="folder of data sets")
     parser.add_argument("--runs", type=Path, required=True, help="the file of runs")
     parser.add_argument("--tasks", nargs="+", choices=[e.name for e in EXPERIMENTS], help="default: all")
     args = parser.parse_args()
