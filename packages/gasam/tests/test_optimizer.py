@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import lzma
 import math
 import pickle
 from collections import Counter
@@ -17,6 +18,7 @@ from gasam import GASAM, _ops
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 SGD, Adam, AdamW, RMSprop = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop
 BASES: list[tuple[type[torch.optim.Optimizer], dict[str, Any]]] = [
@@ -194,8 +196,9 @@ def test_gradients_that_the_closure_loses_are_warned_of_once() -> None:
     optimizer.zero_grad(set_to_none=False)
     optimizer.step(problem.closure)  # nor are zeros
     problem.closure()
-    with pytest.warns(UserWarning, match="inside the closure"):
+    with pytest.warns(UserWarning, match="inside the closure") as caught:
         optimizer.step(problem.closure)
+    assert caught[0].filename == __file__
     problem.closure()
     optimizer.step(problem.closure)
     reference = GASAM(other.model, SGD, lr=0.1)
@@ -1040,3 +1043,45 @@ def test_a_disabled_scaler_changes_nothing() -> None:
     _scaled_step(problem, optimizer, torch.amp.GradScaler("cpu", enabled=False))
     reference.step(plain.closure)
     assert equal(problem.weights, plain.weights)
+
+
+# --- the premise ------------------------------------------------------------------------------------------------------
+
+
+class LanguageModel(nn.Module):
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(words, 128)
+        self.lstm = nn.LSTM(128, 128, 2)
+        self.out = nn.Linear(128, words)
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.out(self.lstm(self.embedding(words))[0])
+
+
+def test_gradient_strengths_of_a_language_model_are_far_apart_and_the_default_makes_up_for_it(data: Path) -> None:
+    text = lzma.decompress((data / "text" / "wikitext2" / "valid.txt.xz").read_bytes()).decode().split()
+    numbers = {word: k for k, word in enumerate(dict.fromkeys(text[:10000]))}
+    words = torch.tensor([numbers[word] for word in text[:10000]]).view(20, -1).T
+    torch.manual_seed(0)
+    model = LanguageModel(len(numbers))
+    optimizer = GASAM(model, torch.optim.SGD, lr=1.0)
+    spread = 0.0
+    for start in range(0, 480, 20):
+        x, y = words[start : start + 20], words[start + 1 : start + 21]
+
+        def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
+            loss = nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten())
+            loss.backward()
+            return loss
+
+        optimizer.zero_grad()
+        closure()
+        strengths = torch.stack([p.grad.square().mean().sqrt() for p in model.parameters() if p.grad is not None])
+        spread = max(spread, float(strengths.max() / strengths.min()))
+        optimizer.zero_grad()
+        optimizer.step(closure)
+    assert spread > 50
+    sizes = {name: p.numel() ** 0.5 for name, p in model.named_parameters()}
+    relative = [s.item() / sizes[name] for name, s in optimizer.strengths().items()]
+    assert max(relative) > 5 * min(relative)

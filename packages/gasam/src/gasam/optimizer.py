@@ -446,7 +446,7 @@ class GASAM(Saving):
             if grad is not None and (id(grad), grad._version) not in known and (grad.is_sparse or local(grad).any()):
                 self._warned = True
                 message = "step(closure) drops the gradients that it finds: call backward() inside the closure"
-                warn(message, stacklevel=5)
+                warn(message, stacklevel=7)
                 return
 
     def _finish(self) -> None:
