@@ -8,11 +8,10 @@ from . import _validation
 from ._perturbing import Perturbing
 from ._segments import Memory
 
-_TRANSIENT = {"_segments", "_known", "_ascent", "_last", "_clean", "_clean_found_inf", "_scale", "_base"} | {
-    "_losses",
-    "_left",
+_TRANSIENT = {
+    "_ascent", "_base", "_clean", "_clean_found_inf", "_known", "_last", "_left", "_losses", "_scale", "_segments",
     "step",  # a learning rate scheduler puts one here
-}
+}  # fmt: skip
 
 
 class Saving(Perturbing):
