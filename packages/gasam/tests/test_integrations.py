@@ -115,6 +115,7 @@ def assert_same(model: nn.Module, expected: nn.Module, tolerance: float = 1e-6) 
 # --- transformers ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:numpy.core is deprecated:DeprecationWarning")  # transformers 4.57 uses it
 class TestTransformers:
     """`SAMTrainer`, over SGD with momentum, with a BERT of two layers."""
 

@@ -49,8 +49,8 @@ MANY = tl.constexpr(1024)  # units in a block of `strengths`
 
 @triton.jit
 def _add_square(u, low, high):  # type: ignore[no-untyped-def]
-    """Sums of u^2 in float32: of small numbers times 2^116 and of large ones times 2^-132, so that 8 squares neither
-    overflow nor, of numbers beyond 2^-121, lose digits."""
+    """Sums of u^2 in float32: of small numbers times 2^116 and of large ones times 2^-132, so that the 8 squares of a
+    CHUNK neither overflow nor, of numbers from 2^-121 on, lose digits."""
     if u.dtype == tl.float64:
         low += u * u
     else:
