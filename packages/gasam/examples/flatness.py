@@ -1,7 +1,7 @@
 """How much flatter the minimum of GA-SAM is than that of SGD, on scikit-learn's digits: a table and a picture.
 
     python flatness.py                      # about a minute on one core; writes flatness.png
-    python flatness.py --rho 0.2 --epochs 60
+    python flatness.py --rho 0.02 --epochs 60
     python flatness.py --smoke              # seconds, for a look at what comes out
 
 Both start from the same weights and see the same batches. What is measured: the largest eigenvalues of the Hessian of
@@ -65,7 +65,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, data: Batch, epoch
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=40, help="passes over the digits (default 40)")
-    parser.add_argument("--rho", type=float, default=0.1, help="radius of GA-SAM's perturbations (default 0.1)")
+    parser.add_argument("--rho", type=float, default=0.05, help="radius of GA-SAM's perturbations (default 0.05)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches (default 0)")
     parser.add_argument("--out", type=Path, default=Path("flatness.png"), help="the picture (default flatness.png)")
     parser.add_argument("--smoke", action="store_true", help="the smallest run: shows that it works, not what is true")
