@@ -47,7 +47,7 @@ from torch import Tensor, nn
 import gasam
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from tasks import Run, Task
 
@@ -104,10 +104,27 @@ def closure(task: Task, model: nn.Module, batch: tuple[Tensor, ...]) -> Callable
 # --- what a step costs ---
 
 
-def steps(context: Context) -> Mapping[str, Callable[[], Contestant]]:
-    """Ten steps of each method: a Transformer, whose norm layers are few weights, on the same batch."""
+def sentences(context: Context) -> Task:
+    """A Transformer, whose norm layers are few weights."""
     task = Translation(None, width=context.pick(16, 64, 96))
     task.size = context.pick(32, 64, 160)
+    return task
+
+
+def pictures(context: Context) -> Task:
+    """A convolutional network, whose work grows with the batch alone."""
+    task, task.width, task.size = Images(None), context.pick(4, 64), context.pick(8, 128)
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(task.size, 3, 32, 32, generator=draw), torch.randint(10, (task.size,), generator=draw)
+    task.train = x, y
+    return task
+
+
+def steps(
+    of: Callable[[Context], Task], names: Sequence[str], repeat: int, context: Context
+) -> Mapping[str, Callable[[], Contestant]]:
+    """Steps of each method, on the same batch."""
+    task = of(context)
     batch = next(iter(task.batches(random.Random(0))))
 
     def contestant(name: str) -> Contestant:
@@ -115,18 +132,17 @@ def steps(context: Context) -> Mapping[str, Callable[[], Contestant]]:
         model = task.model()
         options = {"lr": 1e-4, "fused": True}
         if name == PEER:
-            optimizer = peer(model, torch.optim.Adam, 0.05, **options)
+            optimizer = peer(model, task.base, 0.05, **options)
         else:
             optimizer = build(task, name, model, rho=0.05, **options)
         evaluate = closure(task, model, batch)
 
         def run() -> None:
-            for _ in range(10):
+            for _ in range(repeat):
                 optimizer.step(evaluate)
 
         return Contestant(run)
 
-    names = ["GA-SAM", "base", "SAM", PEER, *CHEAP]
     return {name: partial(contestant, name) for name in names}
 
 
@@ -193,6 +209,8 @@ def quality(experiment: Experiment, context: Context, outcome: Outcome) -> None:
     pairs += [
         ("GA-SAM", "SAM"),
         ("GA-SAM", "ASAM"),
+        ("GA-SAM, b=+1", "base"),
+        ("GA-SAM, b=+1", LONGER),
         ("GA-SAM, b=+1", "GA-SAM"),
         (CHEAP[0], "base"),
         (CHEAP[0], "GA-SAM"),
@@ -212,7 +230,7 @@ WORKLOADS: tuple[Workload, ...] = (
         "training, the cost of a step",
         "Ten steps of a Transformer with fused Adam, one batch of 160 sentences (64 in the quick run). Two gradients "
         "cost twice the base; the others spare a part of the first.",
-        steps,
+        partial(steps, sentences, ("GA-SAM", "base", "SAM", PEER, *CHEAP), 10),
         equal,
         [
             Versus("base", name="two gradients"),
@@ -226,6 +244,15 @@ WORKLOADS: tuple[Workload, ...] = (
         ],
         CPU,
         seconds=15.0,
+    ),
+    Race(
+        "training, the cost of a step: a convolutional network",
+        "Two steps with fused SGD, a batch of 128 pictures, of which the ascent takes a quarter.",
+        partial(steps, pictures, (CHEAP[0], "base", "GA-SAM"), 2),
+        equal,
+        [Versus("base", at_most(1.35)), Versus("base", name="two gradients", ours="GA-SAM")],
+        CPU,
+        seconds=8.0,
     ),
     Study(
         "training, digits",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Split = tuple[Tensor, Tensor]  # images (n, channels, height, width), labels (n,)
 
 
-def network(channels: int, classes: int, width: int = 16) -> nn.Sequential:
+def network(channels: int, classes: int, width: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs, outputs, stride in ((channels, width, 2), (width, 2 * width, 1), (2 * width, 4 * width, 2)):
         layers += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
@@ -36,7 +36,7 @@ def network(channels: int, classes: int, width: int = 16) -> nn.Sequential:
 
 
 class Images:
-    lr, rho, epochs, size = 0.05, 0.05, 10, 50
+    lr, rho, epochs, size, width = 0.05, 0.05, 10, 50, 16
     base = torch.optim.SGD
 
     def __init__(self, folder: Path | None) -> None:
@@ -50,7 +50,7 @@ class Images:
         self.test_set = (tested[0] - mean) / std, tested[1]
 
     def model(self) -> nn.Module:
-        return network(self.train[0].shape[1], int(self.train[1].max()) + 1)
+        return network(self.train[0].shape[1], int(self.train[1].max()) + 1, self.width)
 
     def batches(self, draw: random.Random) -> Iterator[Batch]:
         x, y = self.train
