@@ -18,6 +18,8 @@ struct Half {
 
 enum class Type : uint8_t { kFloat, kDouble, kBFloat16, kHalf };
 
+inline int64_t bytes_of(Type type) { return type == Type::kDouble ? 8 : type == Type::kFloat ? 4 : 2; }
+
 template <class Call>
 inline void with_type(Type type, const Call& call) {
   switch (type) {

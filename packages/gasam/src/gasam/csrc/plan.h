@@ -95,8 +95,6 @@ class Plan {
   }
 
  private:
-  static int64_t bytes_of(Type type) { return type == Type::kDouble ? 8 : type == Type::kFloat ? 4 : 2; }
-
   void* pointer(const TensorList* list, size_t k, Lists kinds, size_t i) const {
     if (!list->size() && kinds.optional >> i & 1) return nullptr;
     STD_TORCH_CHECK(list->size() == jobs_.size(), "lists differ in length");
