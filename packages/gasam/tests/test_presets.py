@@ -610,3 +610,26 @@ def test_options_that_are_no_numbers_are_refused():
 
 def test_every_preset_is_public():
     assert {preset.__name__ for preset in PRESETS} <= set(gasam.__all__)
+
+
+@pytest.mark.parametrize("kind", [FriendlySAM, LookSAM])
+def test_what_is_remembered_of_a_parameter_must_still_fit_it(kind: type[GASAM]) -> None:
+    model = torch.nn.Linear(3, 1)
+    optimizer = kind(model, torch.optim.SGD, lr=0.1)
+
+    def closure() -> torch.Tensor:
+        loss = model(torch.ones(2, 3, dtype=model.weight.dtype)).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    saved = optimizer.state_dict()
+    model.double()
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(RuntimeError, match=r"of weight is of shape .* and torch\.float32"):
+        optimizer.step(closure)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    other = kind(torch.nn.Linear(4, 1), torch.optim.SGD, lr=0.2)
+    with pytest.raises(ValueError, match=r"of parameter 0 must have its shape, \(1, 4\), got \(1, 3\)"):
+        other.load_state_dict(saved)
+    assert other.param_groups[0]["lr"] == 0.2

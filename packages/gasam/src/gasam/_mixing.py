@@ -36,8 +36,14 @@ class Remembering(GASAM):
     def _remember(self, params: list[Tensor]) -> list[Tensor]:
         """What is kept of each parameter, at first zeros."""
         for p in params:
-            if p not in self._remembered:
+            kept = self._remembered.get(p)
+            if kept is None:
                 self._remembered[p] = torch.zeros_like(p)
+            elif (kept.shape, kept.dtype, kept.device) != (p.shape, p.dtype, p.device):
+                raise RuntimeError(
+                    f"{self._name} of {self._facts[p][0]} is of shape {tuple(kept.shape)} and {kept.dtype} on "
+                    f"{kept.device}, which the parameter is no longer: make a new optimizer after such a change"
+                )
         return [local(self._remembered[p]) for p in params]
 
     def _numbered(self) -> list[Tensor]:
@@ -46,6 +52,14 @@ class Remembering(GASAM):
     def _tensors(self) -> dict[str, Any]:
         params = self._numbered()
         return {self._name: {k: self._remembered[p] for k, p in enumerate(params) if p in self._remembered}}
+
+    def _check_tensors(self, tensors: dict[str, Any]) -> None:
+        shapes = dict(enumerate(tuple(p.shape) for p in self._numbered()))
+        for k, x in tensors.get(self._name, {}).items():
+            if tuple(x.shape) != shapes.get(k):
+                raise ValueError(
+                    f"{self._name} of parameter {k} must have its shape, {shapes.get(k)}, got {tuple(x.shape)}"
+                )
 
     def _load_tensors(self, tensors: dict[str, Any]) -> None:
         params = self._numbered()

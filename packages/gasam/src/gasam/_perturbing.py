@@ -146,6 +146,9 @@ class Perturbing(Optimizer):
         """What to save."""
         return {}
 
+    def _check_tensors(self, tensors: dict[str, Any]) -> None:
+        """Refuse what was saved if it does not fit the parameters."""
+
     def _load_tensors(self, tensors: dict[str, Any]) -> None:
         """Take what was saved. A dict of another optimizer has nothing."""
 

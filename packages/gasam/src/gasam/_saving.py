@@ -85,6 +85,7 @@ class Saving(Perturbing):
             _validation.check_number("rho", group.get(self._radius, 0.0), 0)
         rho = [group[self._radius] for group in self.param_groups]
         step = int(own.pop("step", 0))
+        self._check_tensors(own)
         self.base_optimizer.load_state_dict(state_dict)
         for group, radius in zip(self.param_groups, rho, strict=True):
             group.setdefault(self._radius, radius)
