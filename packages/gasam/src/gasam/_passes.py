@@ -46,6 +46,10 @@ def _set_random_states(cpu: Tensor, cuda: dict[int, Tensor]) -> None:
         torch.cuda.set_rng_state(state, index)
 
 
+# Graphs that older compilers made do not notice that a parameter begins to need a gradient, and never give it one.
+SKIPS_GRADIENTS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 15)
+
+
 def _many_processes() -> bool:
     distributed = torch.distributed
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
@@ -278,7 +282,11 @@ class Passes:
     @contextmanager
     def _without_gradients(self) -> Iterator[None]:
         """Parameters that are not perturbed cost no gradient. Those of FSDP stay: it derives others from them."""
-        idle = [] if self.only_params is None else [p for p in self.params if p not in self.only_params]
+        idle = (
+            []
+            if self.only_params is None or not SKIPS_GRADIENTS
+            else [p for p in self.params if p not in self.only_params]
+        )
         idle = [p for p in idle if p.requires_grad and not hasattr(p, "device_mesh")]
         try:
             for p in idle:
