@@ -917,3 +917,33 @@ def test_data_that_is_used_up_by_one_pass_is_refused():
         with pytest.raises(TypeError, match=r"^data must be re-iterable"):
             loss_in_ball(net, loss, data, [0.1])
     assert [bits(p) for p in net.parameters()] == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (lambda own: [1], TypeError, r"state_dict\['gasam'\] must be a dict, got \[1\]"),
+        (lambda own: {**own, "step": "x"}, ValueError, "must be a non-negative integer, got 'x'"),
+        (lambda own: {**own, "running": torch.zeros(3)}, ValueError, r"'running'\] must be a tensor of shape \(2,\)"),
+        (lambda own: {**own, "seed": 3}, ValueError, r"'seed'\] must be a tensor of shape \(\), got 3"),
+        (lambda own: {**own, "mean_gradient": [1]}, TypeError, r"'mean_gradient'\] must be a dict, got \[1\]"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_before_anything_is_loaded(
+    damage: Any, error: type[Exception], message: str
+) -> None:
+    optimizer = FriendlySAM(torch.nn.Linear(3, 1), torch.optim.SGD, lr=0.1)
+    saved = optimizer.state_dict()
+    saved["gasam"] = damage(saved["gasam"])
+    saved["param_groups"][0]["lr"] = 0.9
+    with pytest.raises(error, match=message):
+        optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_a_scaler_and_a_watched_module_are_what_they_are_called() -> None:
+    optimizer = SAM(torch.nn.Linear(3, 1), torch.optim.SGD, lr=0.1)
+    with pytest.raises(TypeError, match=r"scaler must be a torch.amp.GradScaler, got 3"):
+        optimizer.first_step(scaler=3)
+    with pytest.raises(TypeError, match=r"module must be an nn.Module, got 3"):
+        optimizer.watch(3)

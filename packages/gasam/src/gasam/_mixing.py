@@ -54,8 +54,11 @@ class Remembering(GASAM):
         return {self._name: {k: self._remembered[p] for k, p in enumerate(params) if p in self._remembered}}
 
     def _check_tensors(self, tensors: dict[str, Any]) -> None:
+        saved = tensors.get(self._name, {})
+        if not isinstance(saved, dict):
+            raise TypeError(f"state_dict['gasam']['{self._name}'] must be a dict, got {saved!r}")
         shapes = dict(enumerate(tuple(p.shape) for p in self._numbered()))
-        for k, x in tensors.get(self._name, {}).items():
+        for k, x in saved.items():
             if tuple(x.shape) != shapes.get(k):
                 raise ValueError(
                     f"{self._name} of parameter {k} must have its shape, {shapes.get(k)}, got {tuple(x.shape)}"

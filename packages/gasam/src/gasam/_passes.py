@@ -282,12 +282,10 @@ class Passes:
     @contextmanager
     def _without_gradients(self) -> Iterator[None]:
         """Parameters that are not perturbed cost no gradient. Those of FSDP stay: it derives others from them."""
-        idle = (
-            []
-            if self.only_params is None or not SKIPS_GRADIENTS
-            else [p for p in self.params if p not in self.only_params]
-        )
-        idle = [p for p in idle if p.requires_grad and not hasattr(p, "device_mesh")]
+        idle = []
+        if self.only_params is not None and SKIPS_GRADIENTS:
+            others = [p for p in self.params if p not in self.only_params]
+            idle = [p for p in others if p.requires_grad and not hasattr(p, "device_mesh")]
         try:
             for p in idle:
                 p.requires_grad_(False)

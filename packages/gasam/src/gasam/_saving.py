@@ -80,7 +80,9 @@ class Saving(Perturbing):
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             replaced = before(self, state_dict)
             state_dict = state_dict if replaced is None else replaced
-        own = dict(state_dict.pop("gasam", {}))
+        own = state_dict.pop("gasam", {})
+        _validation.check_saved(own)
+        own = dict(own)
         for group in state_dict["param_groups"]:
             _validation.check_number("rho", group.get(self._radius, 0.0), 0)
         rho = [group[self._radius] for group in self.param_groups]

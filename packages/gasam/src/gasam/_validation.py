@@ -283,3 +283,21 @@ def is_dense(x: Tensor) -> bool:
 def _same_places(x: Tensor, y: Tensor) -> bool:
     """Whether strides agree where they count."""
     return all(a == b for a, b, size in zip(x.stride(), y.stride(), x.shape, strict=True) if size > 1) or not x.numel()
+
+
+def check_saved(own: object) -> None:
+    """What `state_dict` saves beside the base optimizer's."""
+    if not isinstance(own, dict):
+        raise TypeError(f"state_dict['gasam'] must be a dict, got {own!r}")
+    step = own.get("step", 0)
+    if isinstance(step, bool) or not isinstance(step, Integral) or step < 0:
+        raise ValueError(f"state_dict['gasam']['step'] must be a non-negative integer, got {step!r}")
+    for name, shape in (("running", (2,)), ("seed", ())):
+        x = own.get(name)
+        if x is not None and not (isinstance(x, Tensor) and tuple(x.shape) == shape):
+            raise ValueError(f"state_dict['gasam']['{name}'] must be a tensor of shape {shape}, got {x!r}")
+
+
+def check_scaler(scaler: object) -> None:
+    if scaler is not None and not (hasattr(scaler, "is_enabled") and hasattr(scaler, "scale")):
+        raise TypeError(f"scaler must be a torch.amp.GradScaler, got {scaler!r}")

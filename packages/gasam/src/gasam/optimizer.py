@@ -318,6 +318,7 @@ class GASAM(Saving):
 
     def _perturb(self, grads: Sequence[Tensor | None] | None, scaler: GradScaler | None) -> None:
         self._refuse_within("perturb()")
+        _validation.check_scaler(scaler)
         if self._passes.share_dropout:
             raise RuntimeError("share_dropout needs a closure that can be called again: call step(closure)")
         if self._taken >= self._rule.steps:
@@ -373,6 +374,8 @@ class GASAM(Saving):
 
     def watch(self, module: nn.Module) -> None:
         """Make known a module of whose parameters `params` is a list: its batch statistics, and DDP."""
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module must be an nn.Module, got {module!r}")
         self._passes.watch(module)
 
     # --- the calls of a closure -----------------------------------------------------------------------------------
