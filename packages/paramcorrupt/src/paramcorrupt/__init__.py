@@ -1,0 +1,8 @@
+"""What can this checkpoint not afford to lose? The worst small change of a model's weights, measured and defended."""
+
+from __future__ import annotations
+
+from . import _ops as _ops
+
+__all__: list[str] = []
+__version__ = "1.0.0"
