@@ -1,6 +1,7 @@
-"""`python -m paramcorrupt`: versions, and which kernel serves each operator on each device type."""
+"""`python -m paramcorrupt`: the command line; without arguments versions, and which kernel serves each operator."""
 
 import platform
+import sys
 from importlib.util import find_spec
 
 import torch
@@ -30,4 +31,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        from .cli import main as command
+
+        sys.exit(command())
     main()
