@@ -50,9 +50,9 @@ def _fake_select(g: Sequence[Tensor], n: int) -> Tensor:
 
 def _fake_collect(g: Sequence[Tensor], threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     n = torch.library.get_ctx().new_dynamic_size()
-    integers = {"dtype": torch.int64, "device": _device(g)}
-    value = torch.empty(n, dtype=_reference.key_dtype(g), device=_device(g))
-    return torch.empty(len(g) + 1, **integers), torch.empty(n, **integers), value
+    offsets = torch.empty(len(g) + 1, dtype=torch.int64, device=_device(g))
+    index = offsets.new_empty(n)
+    return offsets, index, index.new_empty(index.shape, dtype=_reference.key_dtype(g))
 
 
 def _fake_key_histogram(g: Sequence[Tensor], prefix: int, prefix_bits: int, bits: int) -> tuple[Tensor, Tensor]:
