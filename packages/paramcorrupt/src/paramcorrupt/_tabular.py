@@ -1,0 +1,219 @@
+"""What the results have in common: rows and facts, written as JSON, CSV, a page, a data frame or a plot."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import pandas as pd
+    from torch import Tensor
+
+Scalar: TypeAlias = str | int | float | bool | None
+Row: TypeAlias = dict[str, Scalar]
+
+VERSION = 1
+_LARGEST_FILE = 1 << 28
+_STREAMS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")
+
+
+class Column(NamedTuple):
+    """How a column is shown to people: its heading, its unit, what it means; "%" shows a share of one as percent."""
+
+    label: str
+    unit: str = ""
+    meaning: str = ""
+
+
+class Tabular:
+    """Mixin of a result that is a table. A subclass has a kind, rows and facts; the rest is optional."""
+
+    kind: ClassVar[str]
+    """Names the schema: `paramcorrupt/<kind>/1`."""
+
+    columns: ClassVar[Mapping[str, Column]] = {}
+    """How columns and facts are shown; one that is not here is shown under its own name."""
+
+    def rows(self) -> list[Row]:
+        """The table: a dictionary for each row, in which None is what does not exist."""
+        raise NotImplementedError
+
+    def facts(self) -> Row:
+        """What is true of the whole: settings, seeds, the hash of the weights, summaries."""
+        raise NotImplementedError
+
+    def _title(self) -> str:
+        return self.kind.replace("-", " ").capitalize()
+
+    def _lead(self) -> str:
+        """One or two sentences: what was found."""
+        return ""
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The whole result as JSON, also written to `path`.
+
+        JSON has no NaN and no infinity: they are null, and `not_finite` lists where and what they were.
+        """
+        import json
+
+        from . import __version__
+
+        facts, rows = self.facts(), self.rows()
+        lost: list[list[Scalar]] = [["facts", 0, *pair] for pair in _lost(facts)]
+        lost += [["rows", i, *pair] for i, row in enumerate(rows) for pair in _lost(row)]
+        document = {
+            "schema": f"paramcorrupt/{self.kind}/{VERSION}",
+            "version": __version__,
+            "facts": _plain(facts),
+            "rows": [_plain(row) for row in rows],
+            "not_finite": lost,
+        }
+        return _written(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n", path)
+
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The rows as CSV under a line of names, also written to `path`: an empty field is what does not exist."""
+        import csv
+        import io
+
+        rows = self.rows()
+        text = io.StringIO()
+        writer = csv.DictWriter(text, _names(rows), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return _written(text.getvalue(), path)
+
+    def to_frame(self) -> pd.DataFrame:
+        """The rows as a `pandas.DataFrame`, whose `attrs` are the facts; needs `paramcorrupt[table]`."""
+        from ._extras import need
+
+        rows = self.rows()
+        frame = need("pandas", "table", "to_frame").DataFrame(rows, columns=_names(rows))
+        frame.attrs.update(self.facts())
+        return frame
+
+    @classmethod
+    def _read(cls, path: str | os.PathLike[str]) -> tuple[Row, list[Row]]:
+        """The facts and rows of a file that `to_json` wrote; ValueError for any other."""
+        return read(path, cls.kind)
+
+
+def read(path: str | os.PathLike[str], kind: str) -> tuple[Row, list[Row]]:
+    """The facts and rows in a JSON file of this kind; ValueError, naming the file, when it is something else."""
+    import json
+
+    name = os.fspath(path)
+    if os.stat(path).st_size > _LARGEST_FILE:
+        raise ValueError(f"{name} must be a JSON {kind} of at most {_LARGEST_FILE >> 20} MiB, and is larger")
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is not a JSON {kind}: {error}") from error
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != f"paramcorrupt/{kind}/{VERSION}":
+        raise ValueError(f"{name} must have the schema paramcorrupt/{kind}/{VERSION}, got {schema!r}")
+    facts, rows = document.get("facts"), document.get("rows")
+    if not (_is_row(facts) and isinstance(rows, list) and all(map(_is_row, rows))):
+        raise ValueError(f"{name} must have facts and rows of numbers, strings, booleans and nulls")
+    try:
+        for where, i, key, value in document["not_finite"]:
+            row = facts if where == "facts" else rows[i]
+            if row[key] is not None or math.isfinite(number := float(value)):
+                raise ValueError(key)
+            row[key] = number
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"{name} has a damaged list not_finite: {error!r}") from error
+    return facts, rows
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name beside `path` to write a file under, which takes its place when the body has succeeded.
+
+    Whatever fails, an older file stays as it was, and nothing half-written is left.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if os.fspath(path).startswith(_STREAMS) or (target.exists() and not target.is_file()):
+        yield Path(path)  # a pipe, a terminal or an open file cannot be replaced
+        return
+    temporary = target.with_name(f".{target.name[:200]}.{os.getpid()}.part")
+    try:
+        temporary.open("xb").close()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None  # the name that the user knows
+    try:
+        yield temporary
+        if target.exists():
+            temporary.chmod(target.stat().st_mode & 0o7777)
+        temporary.replace(target)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def weight_hash(model: Any) -> str:
+    """The SHA-256 of the names, types, shapes and bytes of all parameters and buffers, in order."""
+    import hashlib
+
+    from ._tensors import parameters
+
+    digest = hashlib.sha256()
+    named = parameters(model, buffers=True, only_floating=False)
+    for name, tensor in zip(named.names, named.tensors, strict=True):
+        for x in _stored(tensor.detach()):
+            digest.update(f"{name}\0{x.dtype}\0{tuple(x.shape)}\0".encode())
+            _add_bytes(digest, x)
+    return digest.hexdigest()
+
+
+def _stored(x: Tensor) -> Iterator[Tensor]:
+    """The plain tensors that a tensor is made of: itself, or those inside a subclass."""
+    if hasattr(x, "__tensor_flatten__"):
+        for name in x.__tensor_flatten__()[0]:
+            yield from _stored(getattr(x, name))
+    else:
+        yield x
+
+
+def _add_bytes(digest: Any, x: Tensor) -> None:
+    from ctypes import c_char
+
+    host = x.resolve_conj().resolve_neg().cpu().contiguous()
+    if host.numel():
+        digest.update((c_char * (host.numel() * host.itemsize)).from_address(host.data_ptr()))
+
+
+def _names(rows: list[Row]) -> list[str]:
+    """The names of all columns, in the order in which they are met."""
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _lost(row: Row) -> list[tuple[str, str]]:
+    """What JSON cannot say, and where it is."""
+    return [(key, repr(x)) for key, x in row.items() if isinstance(x, float) and not math.isfinite(x)]
+
+
+def _plain(row: Row) -> Row:
+    return {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in row.items()}
+
+
+def _is_row(x: object) -> bool:
+    return isinstance(x, dict) and all(v is None or isinstance(v, str | int | float) for v in x.values())
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _written(text: str, path: str | os.PathLike[str] | None) -> str:
+    if path is not None:
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+    return text
