@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import _ops as _ops
+from .corruption import Corruption, Selection, corruption, random_corruption, relative, top_n
 
-__all__: list[str] = []
+__all__ = ["Corruption", "Selection", "corruption", "random_corruption", "relative", "top_n"]
 __version__ = "1.0.0"
