@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from . import _ops as _ops
 from .corruption import Corruption, Selection, corruption, random_corruption, relative, top_n
+from .objective import Objective
+from .restoring import Applied, corrupted
 
-__all__ = ["Corruption", "Selection", "corruption", "random_corruption", "relative", "top_n"]
+__all__ = [
+    "Applied",
+    "Corruption",
+    "Objective",
+    "Selection",
+    "corrupted",
+    "corruption",
+    "random_corruption",
+    "relative",
+    "top_n",
+]
 __version__ = "1.0.0"

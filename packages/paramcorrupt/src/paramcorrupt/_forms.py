@@ -106,7 +106,7 @@ class Sparse:
             _ops.restore_sparse_(weights, offsets, index, journal)
             torch.autograd.graph.increment_version(weights)
 
-        return Written(changed, norm(torch.cat(moved), p), undo)
+        return Written(changed, norm(torch.cat(moved), p), undo, whole=False)
 
 
 # --- by all of it ---------------------------------------------------------------------------------------------------
