@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
 HARNESS = ["matplotlib>=3.8", "numpy", "rich"]  # what benchmarks/ needs besides the packages and their peers
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 package = nox.parametrize("package", PACKAGES, ids=PACKAGES)
 
 
@@ -70,10 +71,11 @@ def enter_empty_folder(session: nox.Session) -> None:
 
 
 def check(session: nox.Session, package: str, marker: str, *pins: str) -> None:
-    """Run a package's tests, with its extras: `contract` does without."""
-    install(session, [package], *requirements(package, "test", "peers", extras=True), *pins)
+    """Run a package's tests, with its extras: `contract` does without. Each core has a process of one thread."""
+    install(session, [package], "pytest-xdist", *requirements(package, "test", "peers", extras=True), *pins)
     enter_empty_folder(session)
-    session.run("pytest", "-m", marker, ROOT / "packages" / package / "tests", *session.posargs)
+    command = ["pytest", f"-n={0 if marker == 'gpu' else CORES}", "-m", marker, ROOT / "packages" / package / "tests"]
+    session.run(*command, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

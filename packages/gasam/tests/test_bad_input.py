@@ -273,7 +273,9 @@ def test_an_instance_over_other_parameters_is_refused(theirs, text):
 
 
 @pytest.mark.parametrize(
-    "only", ["norm", lambda name, p: False, [], nn.LayerNorm(3), [torch.ones(3)], iter([])], ids=lambda only: str(only)
+    "only",
+    ["norm", lambda name, p: False, [], nn.LayerNorm(3), [torch.ones(3)], iter([])],
+    ids=["norm", "function", "nothing", "module", "other tensor", "iterator"],
 )
 def test_an_only_that_selects_nothing_is_refused(only):
     for params in (nn.Linear(2, 2), list(nn.Linear(2, 2).parameters())):
