@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -66,3 +69,44 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         pytest.skip("this needs a CUDA device, and TRITON_INTERPRET=0")
     with pytest.importorskip("numpy", reason="Triton's interpreter needs NumPy").errstate(all="ignore"):
         yield torch.device(request.param)
+
+
+COMPILE = r"""
+import json, os, re, subprocess, sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TARGET = GPUTarget("cuda", 90, 32)
+tools = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
+if not os.path.exists(os.path.join(tools, "ptxas")):
+    sys.exit(77)
+
+def compile_kernel(kernel, types, options, **constants):
+    signature = {p.name: types.get(p.name, p.annotation_type or "*fp64") for p in kernel.params}
+    signature |= dict.fromkeys(constants, "constexpr")
+    code = triton.compile(ASTSource(kernel, signature, constants, {}), TARGET, options)
+    with open("kernel.cubin", "wb") as file:
+        file.write(code.asm["cubin"])
+    command = [os.path.join(tools, "cuobjdump"), "-res-usage", "kernel.cubin"]
+    used = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {"ptx": code.asm["ptx"], **{k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", used)}}
+"""
+
+
+@pytest.fixture(scope="session")
+def compiled_for_sm_90(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """What a script tells of the code that Triton makes for an H100 or H200, which needs none. The script has
+    `compile_kernel(kernel, types of pointers, options, **constants)` and writes JSON to its output."""
+
+    def run(script: str) -> Any:
+        folder = tmp_path_factory.mktemp("triton")
+        environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder)}
+        command = [sys.executable, "-c", COMPILE + script]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode == 77:
+            pytest.skip("Triton came without ptxas")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
