@@ -6,16 +6,20 @@ from . import _ops as _ops
 from .corruption import Corruption, Selection, corruption, random_corruption, relative, top_n
 from .objective import Objective
 from .restoring import Applied, corrupted
+from .scanning import Report, ReportRow, scan
 
 __all__ = [
     "Applied",
     "Corruption",
     "Objective",
+    "Report",
+    "ReportRow",
     "Selection",
     "corrupted",
     "corruption",
     "random_corruption",
     "relative",
+    "scan",
     "top_n",
 ]
 __version__ = "1.0.0"

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     import pandas as pd
+    from matplotlib.axes import Axes
     from torch import Tensor
+
+    from ._svg import Figure
 
 Scalar: TypeAlias = str | int | float | bool | None
 Row: TypeAlias = dict[str, Scalar]
@@ -40,6 +43,9 @@ class Tabular:
     columns: ClassVar[Mapping[str, Column]] = {}
     """How columns and facts are shown; one that is not here is shown under its own name."""
 
+    highlights: ClassVar[tuple[str, ...]] = ()
+    """The facts that stand on top of the page in large type."""
+
     def rows(self) -> list[Row]:
         """The table: a dictionary for each row, in which None is what does not exist."""
         raise NotImplementedError
@@ -48,12 +54,13 @@ class Tabular:
         """What is true of the whole: settings, seeds, the hash of the weights, summaries."""
         raise NotImplementedError
 
-    def _title(self) -> str:
-        return self.kind.replace("-", " ").capitalize()
+    def _lead(self) -> list[str]:
+        """Sentences that say what was found. The first is the headline of the page."""
+        return [f"{self.kind.capitalize()} of {len(self.rows()):,} rows."]
 
-    def _lead(self) -> str:
-        """One or two sentences: what was found."""
-        return ""
+    def _figures(self) -> list[Figure]:
+        """The figures of the page, of which the first is also the plot."""
+        return []
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """The whole result as JSON, also written to `path`.
@@ -96,6 +103,28 @@ class Tabular:
         frame = need("pandas", "table", "to_frame").DataFrame(rows, columns=_names(rows))
         frame.attrs.update(self.facts())
         return frame
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """A page with what was found, figures and the table, also written to `path`: one file that loads nothing."""
+        from . import __version__, _html
+
+        text = _html.page(
+            self.kind.capitalize(),
+            self._lead(),
+            self.facts(),
+            self._figures(),
+            self.rows(),
+            columns=self.columns,
+            highlights=self.highlights,
+            version=__version__,
+        )
+        return _written(text, path)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The first figure of the page on matplotlib axes, which are returned; needs `paramcorrupt[plot]`."""
+        from ._plots import draw
+
+        return draw(self._figures()[0], ax)
 
     @classmethod
     def _read(cls, path: str | os.PathLike[str]) -> tuple[Row, list[Row]]:
