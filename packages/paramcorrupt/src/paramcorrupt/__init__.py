@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import _ops as _ops
 from .corruption import Corruption, Selection, corruption, random_corruption, relative, top_n
+from .faults import Faults, bitflip
 from .objective import Objective
 from .restoring import Applied, corrupted
 from .scanning import Report, ReportRow, scan
@@ -11,10 +12,12 @@ from .scanning import Report, ReportRow, scan
 __all__ = [
     "Applied",
     "Corruption",
+    "Faults",
     "Objective",
     "Report",
     "ReportRow",
     "Selection",
+    "bitflip",
     "corrupted",
     "corruption",
     "random_corruption",

@@ -1,0 +1,107 @@
+"""Which bits a plan of faults hits: each way of being hit as likely as any other, in time O(faults)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import _sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ._formats import Format
+
+FAULTS = ("single", "multi", "burst", "stuck")
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The bits of a tensor that can be hit: those at `positions` in each of its elements."""
+
+    format: Format
+    elements: int
+    positions: list[int]
+
+    @property
+    def bits(self) -> int:
+        return self.elements * len(self.positions)
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self.positions) == self.format.stride
+
+    def runs(self, width: int) -> list[int]:
+        """The positions at which `width` adjacent ones begin."""
+        have = set(self.positions)
+        return [first for first in self.positions if have.issuperset(range(first, first + width))]
+
+    def places(self, width: int, fault: str) -> int:
+        """How many faults the tensor can take at once.
+
+        Bursts are in the memory of a tensor as a whole, or, where not all of its bits can be hit, one in an element.
+        """
+        if fault == "multi":
+            return self.elements if len(self.positions) >= width else 0
+        if fault == "burst":
+            if self.is_whole:
+                return self.bits // width
+            return self.elements if self.runs(width) else 0
+        return self.bits
+
+
+def draw(rooms: Sequence[Room], fault: str, width: int, count: int, seed: int) -> tuple[list[int], Tensor, Tensor]:
+    """The first fault of each tensor; of every hit bit, sorted, its place in the tensor's memory, and its number among
+    all that could be hit."""
+    places = [room.places(width, fault) for room in rooms]
+    begin = torch.tensor([0, *places]).cumsum(0)
+    drawn = _sampling.distinct(int(begin[-1]), count, seed) if count else torch.empty(0, dtype=torch.int64)
+    first = torch.searchsorted(drawn, begin).tolist()
+    found = [
+        _DRAWS[fault](room, width, drawn[first[i] : first[i + 1]] - begin[i], _mixed(seed, i))
+        for i, room in enumerate(rooms)
+        if first[i] < first[i + 1]
+    ]
+    return first, torch.cat(found) if found else drawn, drawn
+
+
+def _single(room: Room, width: int, local: Tensor, seed: int) -> Tensor:
+    return local if room.is_whole else _address(room, local // len(room.positions), local % len(room.positions))
+
+
+def _multi(room: Room, width: int, local: Tensor, seed: int) -> Tensor:
+    below = torch.full_like(local, len(room.positions))
+    chosen = _sampling.subsets(below, width, local, seed).sort(1).values
+    return _address(room, local[:, None], chosen).flatten()
+
+
+def _burst(room: Room, width: int, local: Tensor, seed: int) -> Tensor:
+    if room.is_whole:
+        firsts = _sampling.separate(room.bits, width, local.numel(), seed)
+    else:
+        runs = torch.tensor(room.runs(width))
+        pick = _sampling.subsets(torch.full_like(local, len(runs)), 1, local, seed).flatten()
+        firsts = local * room.format.stride + runs[pick]
+    return (firsts[:, None] + torch.arange(width)).flatten()
+
+
+# Of a tensor's faults, numbered among those it has room for, the bits in its memory.
+_DRAWS: dict[str, Callable[[Room, int, Tensor, int], Tensor]] = {
+    "single": _single,
+    "stuck": _single,
+    "multi": _multi,
+    "burst": _burst,
+}
+
+
+def _address(room: Room, element: Tensor, position: Tensor) -> Tensor:
+    return element * room.format.stride + torch.tensor(room.positions)[position]
+
+
+def _mixed(seed: int, number: int) -> int:
+    """Another seed for each tensor."""
+    return (seed ^ (number + 1) * _GOLDEN) & ((1 << 63) - 1)
