@@ -11,8 +11,13 @@ Groups: TypeAlias = "str | Mapping[str, str | Sequence[str]] | Sequence[str]"
 OTHER = "other"
 """The group of what no pattern matches."""
 
+MODEL = "model"
+"""The group of all tensors, where they are one."""
+
 ROOT = "(root)"
 """The group of the tensors that belong to the model itself, not to one of its modules."""
+
+_RULE = "'tensor', 'module', 'model', or a mapping or sequence of patterns"
 
 
 def groups(names: Sequence[str], spec: Groups) -> dict[str, list[str]]:
@@ -20,9 +25,9 @@ def groups(names: Sequence[str], spec: Groups) -> dict[str, list[str]]:
 
     Args:
         names: names of tensors, such as `layer1.0.conv1.weight`.
-        spec: "tensor", "module" (what precedes the last dot), a sequence of `fnmatch` patterns, each of which is the
-            name of its group, or a mapping from names of groups to one or several patterns. The first pattern that
-            matches a name takes it, and the group "other" has the rest.
+        spec: "tensor", "module" (what precedes the last dot), "model" (all are one group), a sequence of `fnmatch`
+            patterns, each of which is the name of its group, or a mapping from names of groups to one or several
+            patterns. The first pattern that matches a name takes it, and the group "other" has the rest.
 
     Raises:
         TypeError, ValueError: `spec` is something else, has no pattern, or none of its patterns matches a name.
@@ -47,8 +52,10 @@ def groups(names: Sequence[str], spec: Groups) -> dict[str, list[str]]:
 
 
 def _by_name(names: Sequence[str], spec: str) -> dict[str, list[str]]:
-    if spec not in ("tensor", "module"):
-        raise ValueError(f"groups must be 'tensor', 'module', or a mapping or sequence of patterns, got {spec!r}")
+    if spec not in ("tensor", "module", MODEL):
+        raise ValueError(f"groups must be {_RULE}, got {spec!r}")
+    if spec == MODEL:
+        return {MODEL: list(names)} if names else {}
     found: dict[str, list[str]] = {}
     for name in names:
         module, dot, _ = name.rpartition(".")
@@ -64,7 +71,7 @@ def _patterns(spec: object) -> list[tuple[str, str]]:
     elif isinstance(spec, Sequence) and not isinstance(spec, bytes):
         pairs = [(pattern, pattern) for pattern in spec]
     else:
-        raise TypeError(f"groups must be 'tensor', 'module', or a mapping or sequence of patterns, got {spec!r}")
+        raise TypeError(f"groups must be {_RULE}, got {spec!r}")
     for pair in pairs:
         for text in pair:
             if not isinstance(text, str):

@@ -82,7 +82,8 @@ class Scale:
     def __call__(self, x: float) -> float:
         """Where a number is, between 0 and 100 when it is within the scale."""
         if self.log:
-            return 100 * math.log(x / self.low) / math.log(self.high / self.low)
+            low, high = math.log(self.low), math.log(self.high)
+            return 100 * (math.log(x) - low) / (high - low)
         return 100 * (x / 2 - self.low / 2) / (self.high / 2 - self.low / 2)  # halves cannot overflow
 
 

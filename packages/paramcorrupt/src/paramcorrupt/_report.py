@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, ClassVar, overload
 
+from torch.nn.functional import cross_entropy
+
+from ._groups import MODEL
 from ._numbers import THIN, number, show
-from ._tabular import Column, Row, Scalar, Tabular
+from ._tabular import Column, Row, Scalar, Tabular, parsed, read
+from .corruption import relative
 
 if TYPE_CHECKING:
-    import os
-
+    from ._groups import Groups
     from ._svg import Figure
 
 
@@ -83,9 +87,10 @@ _COLUMNS: Mapping[str, Column] = {
     "swallowed": Column("Measured groups of which rounding swallowed most"),
     "eps_relative": Column("\u03b5 relative to \u2016w\u2016\u209a of a group", "%"),
     "eps_absolute": Column("\u03b5"),
+    "steps": Column("Steps of the ascent"),
     "weight_hash": Column("SHA-256 of the weights"),
-    "forwards": Column("Passes forward over the data"),
-    "backwards": Column("Passes backward over the data"),
+    "forwards": Column("Batches forward"),
+    "backwards": Column("Batches backward"),
     "seconds": Column("Time", "s"),
 }
 
@@ -128,13 +133,22 @@ class Report(Sequence[ReportRow], Tabular):
         Raises:
             OSError: the file cannot be read; ValueError: it is no such report.
         """
-        facts, rows = cls._read(path)
+        return cls.from_document(read(path), os.fspath(path))
+
+    @classmethod
+    def from_document(cls, document: object, name: str) -> Report:
+        """The report in parsed JSON that is called `name` in errors.
+
+        Raises:
+            ValueError: it is no such report.
+        """
+        facts, rows = parsed(document, cls.kind, name)
         try:
             return cls([_row_from(row) for row in rows], facts)
         except ValueError as error:
-            raise ValueError(f"{path} is a damaged report: {error}") from error
+            raise ValueError(f"{name} is a damaged report: {error}") from error
 
-    def _worst(self) -> ReportRow | None:
+    def worst(self) -> ReportRow | None:
         """The row that rises most, NaN above all: of those that were measured, or else the highest prediction."""
         measured = [(row.measured, row) for row in self._rows if row.measured is not None]
         if measured:
@@ -142,20 +156,24 @@ class Report(Sequence[ReportRow], Tabular):
         return next((row for row in self._rows if row.predicted is not None), None)
 
     def _lead(self) -> list[str]:
-        worst = self._worst()
+        worst = self.worst()
         if worst is None:
             return ["No group has a gradient: nothing was scanned."]
-        change, predicted = f"changing it by {_budget(self._facts)}", _amount(worst.predicted, self._facts)
+        predicted = _amount(worst.predicted, self._facts)
+        if self._facts.get("grouping") == MODEL:
+            start = f"Changing all weights by {budget(self._facts, 'their')}"
+        elif worst.measured is None:
+            start = f"{worst.group} is predicted to be the most fragile: changing it by {budget(self._facts)}"
+        else:
+            start = f"{worst.group} is the most fragile: changing it by {budget(self._facts)}"
         if worst.measured is None:
-            return [
-                f"{worst.group} is predicted to be the most fragile: {change} raises the loss by about {predicted}.",
-                "Nothing was measured: this is a prediction of first order.",
-            ]
+            first = f"{start} raises the loss by about {predicted}."
+            return [first, "Nothing was measured: this is a prediction of first order."]
         more = [f"One gradient had predicted {predicted}{_contrast(worst, self._facts)}."]
         if self._facts.get("swallowed"):
             lost = _count(self._facts["swallowed"], "measured group")
             more.append(f"In {lost} rounding swallowed most of the change: compare the columns Changed and Non-zero.")
-        return [f"{worst.group} is the most fragile: {change} {_cost(worst, self._facts)}.", *more]
+        return [f"{start} {_cost(worst, self._facts)}.", *more]
 
     def _figures(self) -> list[Figure]:
         from ._svg import Bars, Scatter, Series
@@ -169,7 +187,7 @@ class Report(Sequence[ReportRow], Tabular):
             low, high = [row.random_low for row in drawn], [row.random_high for row in drawn]
             bars.append(Series("random change of the same size", [row.random_mean for row in drawn], low, high))
         unit = f" in {self._facts['unit']}" if self._facts.get("unit") else ""
-        note = f"Rise of the loss{unit} when each group alone is changed by {_budget(self._facts)}."
+        note = f"Rise of the loss{unit} when each group alone is changed by {budget(self._facts)}."
         figures: list[Figure] = [
             Bars("What a small change of each group costs", [row.group for row in drawn], bars, note=note)
         ]
@@ -197,13 +215,31 @@ def _row_from(row: Row) -> ReportRow:
     return ReportRow(**row)  # type: ignore[arg-type]
 
 
-def _budget(facts: Row) -> str:
+def settings(groups: Groups, eps: float | relative, p: float, n: int | None, mode: str, steps: int = 1) -> Row:
+    """The facts that two reports have in common if their rows can be compared."""
+    return {
+        "grouping": groups if isinstance(groups, str) else "patterns",
+        "eps_relative": eps.r if isinstance(eps, relative) else None,
+        "eps_absolute": None if isinstance(eps, relative) else float(eps),
+        "p": float(p),
+        "n": n,
+        "steps": steps,
+        "mode": mode,
+    }
+
+
+def unit_of(loss: object) -> str | None:
+    """In what a loss is measured, where that is known."""
+    return "nats" if loss is cross_entropy or (isinstance(loss, str) and loss in ("cross_entropy", "lm")) else None
+
+
+def budget(facts: Row, whose: str = "its") -> str:
     """The size of the change in words."""
     if facts.get("eps_relative") is None:
         return f"\u03b5 = {number(facts.get('eps_absolute'))}"
     p = facts.get("p")
     norm = "norm" if p == 2 else f"{number(p)}-norm"
-    return f"{number(100 * _float(facts['eps_relative']))}{THIN}% of its {norm}"
+    return f"{number(100 * _float(facts['eps_relative']))}{THIN}% of {whose} {norm}"
 
 
 def _cost(row: ReportRow, facts: Row) -> str:

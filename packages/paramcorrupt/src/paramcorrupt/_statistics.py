@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from statistics import stdev
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,7 +38,9 @@ def mean_interval(draws: Sequence[float], confidence: float = 0.95) -> tuple[flo
     mean = sum(draws) / len(draws)
     if len(draws) < 2 or not math.isfinite(mean):
         return mean, None, None
-    half = student(len(draws) - 1, confidence) * stdev(draws) / math.sqrt(len(draws))
+    freedom = len(draws) - 1
+    spread = math.sqrt(sum((x - mean) ** 2 for x in draws) / freedom)
+    half = student(freedom, confidence) * spread / math.sqrt(len(draws))
     return mean, mean - half, mean + half
 
 

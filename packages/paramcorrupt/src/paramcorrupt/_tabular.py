@@ -69,19 +69,21 @@ class Tabular:
         """
         import json
 
+        return written(json.dumps(self._document(), indent=1, ensure_ascii=False, allow_nan=False) + "\n", path)
+
+    def _document(self) -> dict[str, Any]:
         from . import __version__
 
         facts, rows = self.facts(), self.rows()
         lost: list[list[Scalar]] = [["facts", 0, *pair] for pair in _lost(facts)]
         lost += [["rows", i, *pair] for i, row in enumerate(rows) for pair in _lost(row)]
-        document = {
+        return {
             "schema": f"paramcorrupt/{self.kind}/{VERSION}",
             "version": __version__,
             "facts": _plain(facts),
             "rows": [_plain(row) for row in rows],
             "not_finite": lost,
         }
-        return _written(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n", path)
 
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
         """The rows as CSV under a line of names, also written to `path`: an empty field is what does not exist."""
@@ -93,7 +95,7 @@ class Tabular:
         writer = csv.DictWriter(text, _names(rows), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        return _written(text.getvalue(), path)
+        return written(text.getvalue(), path)
 
     def to_frame(self) -> pd.DataFrame:
         """The rows as a `pandas.DataFrame`, whose `attrs` are the facts; needs `paramcorrupt[table]`."""
@@ -118,7 +120,7 @@ class Tabular:
             highlights=self.highlights,
             version=__version__,
         )
-        return _written(text, path)
+        return written(text, path)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The first figure of the page on matplotlib axes, which are returned; needs `paramcorrupt[plot]`."""
@@ -126,26 +128,32 @@ class Tabular:
 
         return draw(self._figures()[0], ax)
 
-    @classmethod
-    def _read(cls, path: str | os.PathLike[str]) -> tuple[Row, list[Row]]:
-        """The facts and rows of a file that `to_json` wrote; ValueError for any other."""
-        return read(path, cls.kind)
 
-
-def read(path: str | os.PathLike[str], kind: str) -> tuple[Row, list[Row]]:
-    """The facts and rows in a JSON file of this kind; ValueError, naming the file, when it is something else."""
+def read(path: str | os.PathLike[str]) -> Any:
+    """The content of a JSON file of moderate size; ValueError, naming the file, when it is something else."""
     import json
 
     name = os.fspath(path)
     if os.stat(path).st_size > _LARGEST_FILE:
-        raise ValueError(f"{name} must be a JSON {kind} of at most {_LARGEST_FILE >> 20} MiB, and is larger")
+        raise ValueError(f"{name} must be a file of at most {_LARGEST_FILE >> 20} MiB, and is larger")
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_constant)
+        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is not a JSON {kind}: {error}") from error
-    schema = document.get("schema") if isinstance(document, dict) else None
-    if schema != f"paramcorrupt/{kind}/{VERSION}":
-        raise ValueError(f"{name} must have the schema paramcorrupt/{kind}/{VERSION}, got {schema!r}")
+        raise ValueError(f"{name} must be JSON: {error}") from error
+
+
+def schema(document: object) -> str:
+    """The kind of result that a document is; "" for none of this version."""
+    text = document.get("schema") if isinstance(document, dict) else None
+    package, kind, version = text.split("/") if isinstance(text, str) and text.count("/") == 2 else ("", "", "")
+    return kind if package == "paramcorrupt" and version == str(VERSION) else ""
+
+
+def parsed(document: Any, kind: str, name: str) -> tuple[Row, list[Row]]:
+    """The facts and rows of a document of this kind; ValueError, which names the document, for any other."""
+    if schema(document) != kind:
+        found = document.get("schema") if isinstance(document, dict) else None
+        raise ValueError(f"{name} must have the schema paramcorrupt/{kind}/{VERSION}, got {found!r}")
     facts, rows = document.get("facts"), document.get("rows")
     if not (_is_row(facts) and isinstance(rows, list) and all(map(_is_row, rows))):
         raise ValueError(f"{name} must have facts and rows of numbers, strings, booleans and nulls")
@@ -241,7 +249,8 @@ def _no_constant(text: str) -> float:
     raise ValueError(f"{text} is not JSON")
 
 
-def _written(text: str, path: str | os.PathLike[str] | None) -> str:
+def written(text: str, path: str | os.PathLike[str] | None) -> str:
+    """The text, which is also in the file if there is a path."""
     if path is not None:
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")

@@ -10,12 +10,10 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 from warnings import warn
 
-from torch.nn.functional import cross_entropy
-
 from . import _sums
 from ._groups import groups as groups_of
 from ._progress import track
-from ._report import Report, ReportRow
+from ._report import Report, ReportRow, settings, unit_of
 from ._statistics import mean_interval, spearman
 from ._tabular import weight_hash
 from ._tensors import check_eps, check_n, check_p, check_seed, parameters
@@ -70,8 +68,8 @@ def scan(
         model: a `torch.nn.Module`.
         loss: ``(output, target) -> 0-d mean`` for batches ``(input, target)``, "cross_entropy", "lm", or `Objective`.
         data: batches, re-iterable, the same in every pass.
-        groups: "tensor" (default), "module", or `fnmatch` patterns: a sequence, or a mapping from names to one or
-            several of them. The first that matches takes a tensor; the group "other" has the rest.
+        groups: "tensor" (default), "module", "model" (all are one group), or `fnmatch` patterns: a sequence, or a
+            mapping from names to one or several of them. The first that matches takes a tensor; "other" has the rest.
         eps: ||a||_p: a float is absolute, ``relative(r)`` is r ||w||_p of each group (default r = 0.02, two percent).
         p: exponent of the norm, 1 to ``math.inf`` (default 2).
         n: how many weights of a group may change (default all); a smaller group has fewer.
@@ -115,21 +113,29 @@ def scan(
     start = time.perf_counter()
     with undisturbed(model, mode):
         clean, gradients = gradient(model, objective, data)
-        found = [_predict(group, names, tensors, gradients, eps, p, n) for group, names in members.items()]
-        found.sort(key=lambda pair: -math.inf if pair[0].predicted is None else pair[0].predicted, reverse=True)
-        if not any(row.grad_norm for row, _ in found):
-            warn("all gradients are zero: no change is predicted to raise the loss", stacklevel=2)
+    found = [_predict(group, names, tensors, gradients, eps, p, n) for group, names in members.items()]
+    found.sort(key=lambda pair: -math.inf if pair[0].predicted is None else pair[0].predicted, reverse=True)
+    if not any(row.grad_norm for row, _ in found):
+        warn("all gradients are zero: no change is predicted to raise the loss", stacklevel=2)
+    forwards = clean.batches
 
-        def trial(change: Corruption) -> tuple[Applied, Evaluation]:
-            with corrupted(model, change, keep="compact") as applied:
-                return applied, evaluate(model, objective, data)
+    def trial(change: Corruption) -> tuple[Applied, Evaluation]:
+        nonlocal forwards
+        with corrupted(model, change, keep="compact") as applied, undisturbed(model, mode):
+            result = evaluate(model, objective, data)
+        if result.count != clean.count:
+            raise ValueError(
+                f"data must give the same samples in every pass, got {clean.count} and then {result.count}"
+            )
+        forwards += result.batches
+        return applied, result
 
-        rows = [row for row, _ in found]
-        predicted = sum(row.predicted is not None for row in rows)
-        count = predicted if verify == "all" else min(verify, predicted)
-        seeds = range(seed, seed + random)
-        for i in track(range(count), count, "scan", progress):
-            rows[i] = _measure(*found[i], trial, clean, seeds)
+    rows = [row for row, _ in found]
+    predicted = sum(row.predicted is not None for row in rows)
+    count = predicted if verify == "all" else min(verify, predicted)
+    seeds = range(seed, seed + random)
+    for i in track(range(count), count, "scan", progress):
+        rows[i] = _measure(*found[i], trial, clean, seeds)
     measured = rows[:count]
     facts: Row = {
         "loss": clean.loss,
@@ -141,17 +147,12 @@ def scan(
         **_correlations(measured),
         "ties": predicted - len({row.predicted for row in rows[:predicted]}),
         "swallowed": sum(2 * (row.changed or 0) < (row.nnz or 0) for row in measured),
-        "unit": "nats" if loss in ("cross_entropy", "lm") or loss is cross_entropy else None,
-        "grouping": groups if isinstance(groups, str) else "patterns",
-        "eps_relative": eps.r if isinstance(eps, relative) else None,
-        "eps_absolute": None if isinstance(eps, relative) else float(eps),
-        "p": float(p),
-        "n": n,
+        "unit": unit_of(loss),
+        **settings(groups, eps, p, n, mode),
         "random": random,
         "seed": seed,
-        "mode": mode,
-        "forwards": 1 + (1 + random) * sum(bool(row.nnz) for row in measured),
-        "backwards": 1,
+        "forwards": forwards,
+        "backwards": clean.batches,
         "seconds": time.perf_counter() - start,
         "weight_hash": weight_hash(model),
     }
