@@ -1,0 +1,227 @@
+"""Where the tensors of safetensors files lie, one file or many with an index, read as if an enemy had written them."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable
+
+HEADER_LIMIT = 100_000_000  # bytes: that of the format's own reader
+INDEX = ".safetensors.index.json"
+# By the name of a dtype, the bits of an element and torch's dtype, of which one element may hold two of the file's.
+_DTYPES = {
+    "BOOL": (8, "bool"),
+    "U8": (8, "uint8"),
+    "I8": (8, "int8"),
+    "U16": (16, "uint16"),
+    "I16": (16, "int16"),
+    "U32": (32, "uint32"),
+    "I32": (32, "int32"),
+    "U64": (64, "uint64"),
+    "I64": (64, "int64"),
+    "F4": (4, "float4_e2m1fn_x2"),
+    "F6_E2M3": (6, ""),
+    "F6_E3M2": (6, ""),
+    "F8_E4M3": (8, "float8_e4m3fn"),
+    "F8_E4M3FNUZ": (8, "float8_e4m3fnuz"),
+    "F8_E5M2": (8, "float8_e5m2"),
+    "F8_E5M2FNUZ": (8, "float8_e5m2fnuz"),
+    "F8_E8M0": (8, "float8_e8m0fnu"),
+    "F16": (16, "float16"),
+    "BF16": (16, "bfloat16"),
+    "F32": (32, "float32"),
+    "F64": (64, "float64"),
+    "C64": (64, "complex64"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor of a file: its bytes are those from `start` to `stop`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    start: int
+    stop: int
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """TypeError where torch has none, as of floats of six bits."""
+        dtype: torch.dtype | None = getattr(torch, _DTYPES[self.dtype][1] or "-", None)
+        if dtype is None:
+            raise TypeError(f"tensor {self.name!r} of {self.path} must have a dtype that torch has, got {self.dtype}")
+        return dtype
+
+    def typed(self, data: bytearray | memoryview) -> Tensor:
+        """Whole elements as a tensor of one dimension that shares the memory of `data`."""
+        dtype = self.torch_dtype
+        return torch.frombuffer(data, dtype=dtype) if len(data) else torch.empty(0, dtype=dtype)
+
+    def unfilled(self) -> Tensor:
+        """A tensor of this dtype and shape whose memory nobody has touched yet, and which therefore takes none."""
+        dtype, shape = self.torch_dtype, self.shape
+        halves = _DTYPES[self.dtype][0] == 4
+        return torch.empty((*shape[:-1], shape[-1] // 2) if halves else shape, dtype=dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The tensors of one file or of all shards, in the order of the files and in each in that of its bytes."""
+
+    path: Path
+    files: tuple[Path, ...]
+    index: Path | None
+    tensors: dict[str, Stored]
+
+    @property
+    def folder(self) -> Path | None:
+        """What holds the files, if the checkpoint is a folder or an index."""
+        return self.files[0].parent if self.index or self.path.is_dir() else None
+
+    def stored_in(self, file: Path) -> list[Stored]:
+        """The tensors of a file, in the order of their bytes."""
+        return [x for x in self.tensors.values() if x.path == file]
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """The layout of a file, of the shards that an index names, or of a folder that holds either.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file and what is wrong with it.
+    """
+    place = Path(path)
+    if place.is_dir():
+        found = _in_folder(place)
+    elif place.is_file():
+        found = place
+    else:
+        raise FileNotFoundError(f"checkpoint must be a file or a folder that exists, got {place}")
+    if not found.name.endswith(".index.json"):
+        return Checkpoint(place, (found,), None, _layout(found))
+    tensors: dict[str, Stored] = {}
+    places = _weight_map(found)
+    files = tuple(dict.fromkeys(found.parent / name for name in places.values()))
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{found} names the shard {file.name}, which is missing: fetch it again")
+        here = _layout(file)
+        expected = {name for name, shard in places.items() if shard == file.name}
+        if wrong := sorted(expected ^ here.keys()):
+            where = "is not in it" if wrong[0] in expected else "is there without being in the index"
+            raise ValueError(f"{found} must name the tensors of {file.name}, but {wrong[0]!r} {where}")
+        tensors |= here
+    return Checkpoint(place, files, found, tensors)
+
+
+def _in_folder(folder: Path) -> Path:
+    """The index or, without one, the only file; those called model come first."""
+    for pattern in (f"model{INDEX}", f"*{INDEX}", "model.safetensors", "*.safetensors"):
+        found = sorted(folder.glob(pattern))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(path.name for path in found[:3])
+            raise ValueError(f"{folder} must hold one checkpoint, got {len(found)} ({names}, ...): name one of them")
+    raise FileNotFoundError(f"{folder} must hold a checkpoint, got no file *.safetensors there")
+
+
+def _layout(path: Path) -> dict[str, Stored]:
+    """The tensors of a file in the order of their bytes, which they share out without gap or overlap."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 2 <= length <= min(HEADER_LIMIT, size - 8):
+            raise ValueError(
+                f"{path} is not a safetensors file, or truncated: it has {size} bytes and a header of {length}"
+            )
+        text = file.read(length)
+    header = _parse(text, path)
+    if not isinstance(header, dict) or not text.startswith(b"{"):
+        _refuse(path, "is no object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        _refuse(path, "has a __metadata__ that does not map text to text")
+    begin = 8 + length
+    found = [_stored(name, entry, path, begin) for name, entry in header.items()]
+    found.sort(key=lambda x: (x.start, x.stop))  # an empty tensor comes before the one that starts where it does
+    end = begin
+    for tensor in found:
+        if tensor.start != end:
+            what = "overlap those before them" if tensor.start < end else "leave a gap before them"
+            _refuse(path, f"puts the bytes of {tensor.name!r} where they {what}")
+        end = tensor.stop
+    if end != size:
+        raise ValueError(f"{path} must have {end} bytes by its header, got {size}: it is damaged, fetch it again")
+    return {x.name: x for x in found}
+
+
+def _stored(name: str, entry: Any, path: Path, begin: int) -> Stored:
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        _refuse(path, f"must give dtype, shape and data_offsets of {name!r} and nothing else")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        _refuse(path, f"gives {name!r} the unknown dtype {str(dtype)[:40]!r}")
+    if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
+        _refuse(path, f"gives {name!r} a shape or offsets that are no lists of sizes")
+    bits = _DTYPES[dtype][0]
+    start, stop = offsets
+    if 8 * (stop - start) != bits * math.prod(shape) or (bits < 8 and shape and shape[-1] * bits % 8):
+        _refuse(path, f"gives {name!r} {stop - start} bytes for the shape {shape} of {dtype}")
+    return Stored(name, dtype, tuple(shape), path, begin + start, begin + stop)
+
+
+def _counts(values: Any) -> bool:
+    """Whether this is a list of natural numbers of at most 64 bits."""
+    return isinstance(values, list) and len(values) <= 64 and all(type(x) is int and 0 <= x < 1 << 63 for x in values)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor names to names of shards beside the index."""
+    if index.stat().st_size > HEADER_LIMIT:
+        raise ValueError(f"{index} must be an index of at most {HEADER_LIMIT} bytes")
+    content = _parse(index.read_bytes(), index)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise ValueError(f"{index} must have a weight_map of tensors to shards, got none")
+    for name, shard in places.items():
+        if not isinstance(shard, str) or shard in ("", ".", "..") or Path(shard).name != shard or "\\" in shard:
+            raise ValueError(f"{index} must put {name!r} into a file beside it, got {shard!r}")
+    return places
+
+
+def _parse(text: bytes, path: Path) -> Any:
+    """JSON without repeated keys and numbers that are not finite."""
+
+    def once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in result:
+                raise ValueError(f"{key!r} is there twice")
+            result[key] = value
+        return result
+
+    def constant(name: str) -> NoReturn:
+        raise ValueError(f"{name} is no number")
+
+    try:
+        return json.loads(text.decode(), object_pairs_hook=once, parse_constant=constant)
+    except ValueError as error:
+        _refuse(path, f"is no valid JSON: {error}")
+    except RecursionError:
+        _refuse(path, "is nested too deeply")
+
+
+def _refuse(path: Path, reason: str) -> NoReturn:
+    kind = "index" if path.name.endswith(".json") else "header"
+    raise ValueError(f"{path} cannot be read: its {kind} {reason}")
