@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Protocol
+import os
+import re
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -12,15 +13,15 @@ from torch import Tensor
 from ._patching import WINDOW, read
 from ._progress import track
 from ._safetensors import read_checkpoint
+from ._tabular import read as read_report
 from ._weights import is_pickle, read_weights, unwrapped
 
 if TYPE_CHECKING:
-    import os
+    from contextlib import ExitStack
 
-    from ._safetensors import Stored
     from ._tabular import Row, Scalar
 
-_ELEMENTS = WINDOW // 16  # compared at a time: doubles of two checkpoints and what is computed from them
+_ELEMENTS = 1 << 20  # compared at a time, in double precision
 _NO_NUMBERS = {getattr(torch, name, None) for name in ("float4_e2m1fn_x2",)}  # dtypes that torch cannot convert
 
 
@@ -43,18 +44,20 @@ class _Files:
     def __init__(self, path: str | os.PathLike[str], stack: ExitStack) -> None:
         checkpoint = read_checkpoint(path)
         self._tensors = checkpoint.tensors
-        self._files = {file: stack.enter_context(open(file, "rb")) for file in checkpoint.files}
+        self._files = {}
+        for file in checkpoint.files:
+            self._files[file] = stack.enter_context(file.open("rb"))
 
     def names(self) -> list[str]:
         return list(self._tensors)
 
     def about(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
         stored = self._tensors[name]
-        return stored.torch_dtype, tuple(stored.unfilled().shape)
+        return stored.dtype, stored.shape
 
     def part(self, name: str, start: int, stop: int) -> Tensor:
         stored = self._tensors[name]
-        size = stored.torch_dtype.itemsize
+        size = stored.dtype.itemsize
         data = bytearray((stop - start) * size)
         read(self._files[stored.path].fileno(), memoryview(data), stored.start + start * size)
         return stored.typed(data)
@@ -115,7 +118,7 @@ def _changes(a: Source, b: Source, name: str, numel: int) -> Row:
         x, y = a.part(name, *part), b.part(name, *part)
         if same_dtype:
             flipped = (_bytes(x) ^ _bytes(y)).view(x.numel(), x.itemsize)
-            bits += _ONES[flipped[flipped != 0].long()].sum().item()
+            bits += int(_ONES[flipped[flipped != 0].long()].sum())
             changed += int(flipped.any(1).sum())
         if numbers:
             u, v = _real(x), _real(y)
@@ -149,3 +152,49 @@ def _short(dtype: torch.dtype) -> str:
 
 def _times(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
+
+
+# --- reports --------------------------------------------------------------------------------------------------------
+
+_KEYS = {"group", "tensor", "kind", "rule", "bit", "eps", "step"}  # the columns that name a row
+
+
+def report_rows(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> tuple[str, list[Row]]:
+    """The kind of two reports, and a row for each row of either: its text, and both values of every number."""
+    kind, other = _kind(a), _kind(b)
+    if kind != other:
+        raise ValueError(f"reports must be of one kind to be compared, got a {kind} and a {other}")
+    before, after = ({_key(row): row for row in read_report(path, kind)[1]} for path in (a, b))
+    rows = []
+    for key in dict.fromkeys([*before, *after]):
+        x, y = before.get(key, {}), after.get(key, {})
+        values: Row = {}
+        for column in dict.fromkeys([*x, *y]):
+            if column in dict(key):
+                continue
+            u, v = x.get(column), y.get(column)
+            values |= {f"{column} a": u, f"{column} b": v}
+            if isinstance(u, int | float) and isinstance(v, int | float) and not {type(u), type(v)} & {bool}:
+                values[f"{column} change"] = v - u
+        differs = any(not _equal(x.get(column), y.get(column)) for column in {*x, *y})
+        state = "removed" if not y else "added" if not x else "changed" if differs else "same"
+        rows.append(dict(key) | {"state": state} | values)
+    return kind, rows
+
+
+def _kind(path: str | os.PathLike[str]) -> str:
+    """What the schema of a report names."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        found = re.search(r'"schema": *"paramcorrupt/([\w-]+)/', file.read(4096))
+    if not found:
+        raise ValueError(f"{os.fspath(path)} must be a report that paramcorrupt wrote as JSON")
+    return found[1]
+
+
+def _key(row: Row) -> tuple[tuple[str, Scalar], ...]:
+    """What tells a row from the others."""
+    return tuple((name, x) for name, x in row.items() if name in _KEYS)
+
+
+def _equal(x: Scalar, y: Scalar) -> bool:
+    return x == y or (x != x and y != y)

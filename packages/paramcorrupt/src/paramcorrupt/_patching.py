@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ._safetensors import Checkpoint, Stored
 
-WINDOW = 1 << 24
+WINDOW = 1 << 22
 """The bytes of a tensor that are in memory at a time."""
 
 _PAGE = 1 << 16  # the same, around single elements
@@ -116,7 +116,7 @@ def _copy_edited(source: int, copy: int, edits: list[tuple[Stored, Edit]]) -> It
     for stored, edit in edits:
         if edit.touched is None:
             _copy(source, copy, done, stored.start)
-            size = stored.typed(buffer[:16]).itemsize
+            size = stored.dtype.itemsize
             for start in range(stored.start, stored.stop, WINDOW):
                 data = buffer[: min(WINDOW, stored.stop - start)]
                 read(source, data, start)
@@ -131,11 +131,9 @@ def _copy_edited(source: int, copy: int, edits: list[tuple[Stored, Edit]]) -> It
             yield stored
 
 
-def _edit_elements(
-    file: int, stored: Stored, touched: Tensor, change: Callable[[Tensor, int, slice], None]
-) -> None:
+def _edit_elements(file: int, stored: Stored, touched: Tensor, change: Callable[[Tensor, int, slice], None]) -> None:
     """Read, change and write the windows that have an element in them."""
-    size = stored.unfilled().itemsize
+    size = stored.dtype.itemsize
     # Small windows while most of a tensor is left alone, and few of them when nothing is.
     width = _PAGE if touched.numel() * _PAGE < stored.stop - stored.start else _PAGE << 4
     windows, counts = (touched // (width // size)).unique_consecutive(return_counts=True)
@@ -169,7 +167,9 @@ def _copy(source: int, target: int, start: int, stop: int) -> None:
     """Copy a range of bytes to where it is, by the file system (which may share the blocks) if it can."""
     if hasattr(os, "copy_file_range"):
         with suppress(OSError):  # a real error comes again below
-            while start < stop and (count := os.copy_file_range(source, target, min(_CHUNK, stop - start), start, start)):
+            while start < stop and (
+                count := os.copy_file_range(source, target, min(_CHUNK, stop - start), start, start)
+            ):
                 start += count
     buffer = memoryview(bytearray(min(WINDOW, stop - start)))
     while start < stop:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 HEADER_LIMIT = 100_000_000  # bytes: that of the format's own reader
 INDEX = ".safetensors.index.json"
-# By the name of a dtype, the bits of an element and torch's dtype, of which one element may hold two of the file's.
-_DTYPES = {
+# By the format's names of dtypes: the bits of an element, and torch's dtype, an element of which is two of four bits.
+_FORMATS = {
     "BOOL": (8, "bool"),
     "U8": (8, "uint8"),
     "I8": (8, "int8"),
@@ -46,33 +46,29 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor of a file: its bytes are those from `start` to `stop`."""
+    """A tensor of a file, whose bytes are those from `start` to `stop`.
+
+    The shape is that in torch, an element of which holds two floats of four bits.
+    """
 
     name: str
-    dtype: str
+    format: str
     shape: tuple[int, ...]
     path: Path
     start: int
     stop: int
 
     @property
-    def torch_dtype(self) -> torch.dtype:
+    def dtype(self) -> torch.dtype:
         """TypeError where torch has none, as of floats of six bits."""
-        dtype: torch.dtype | None = getattr(torch, _DTYPES[self.dtype][1] or "-", None)
+        dtype: torch.dtype | None = getattr(torch, _FORMATS[self.format][1] or "-", None)
         if dtype is None:
-            raise TypeError(f"tensor {self.name!r} of {self.path} must have a dtype that torch has, got {self.dtype}")
+            raise TypeError(f"tensor {self.name!r} of {self.path} must have a dtype that torch has, got {self.format}")
         return dtype
 
     def typed(self, data: bytearray | memoryview) -> Tensor:
         """Whole elements as a tensor of one dimension that shares the memory of `data`."""
-        dtype = self.torch_dtype
-        return torch.frombuffer(data, dtype=dtype) if len(data) else torch.empty(0, dtype=dtype)
-
-    def unfilled(self) -> Tensor:
-        """A tensor of this dtype and shape whose memory nobody has touched yet, and which therefore takes none."""
-        dtype, shape = self.torch_dtype, self.shape
-        halves = _DTYPES[self.dtype][0] == 4
-        return torch.empty((*shape[:-1], shape[-1] // 2) if halves else shape, dtype=dtype)
+        return torch.frombuffer(data, dtype=self.dtype) if len(data) else torch.empty(0, dtype=self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,16 +165,18 @@ def _layout(path: Path) -> dict[str, Stored]:
 def _stored(name: str, entry: Any, path: Path, begin: int) -> Stored:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         _refuse(path, f"must give dtype, shape and data_offsets of {name!r} and nothing else")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _DTYPES:
-        _refuse(path, f"gives {name!r} the unknown dtype {str(dtype)[:40]!r}")
+    kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(kind, str) or kind not in _FORMATS:
+        _refuse(path, f"gives {name!r} the unknown dtype {str(kind)[:40]!r}")
     if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
         _refuse(path, f"gives {name!r} a shape or offsets that are no lists of sizes")
-    bits = _DTYPES[dtype][0]
+    bits = _FORMATS[kind][0]
     start, stop = offsets
-    if 8 * (stop - start) != bits * math.prod(shape) or (bits < 8 and shape and shape[-1] * bits % 8):
-        _refuse(path, f"gives {name!r} {stop - start} bytes for the shape {shape} of {dtype}")
-    return Stored(name, dtype, tuple(shape), path, begin + start, begin + stop)
+    if 8 * (stop - start) != bits * math.prod(shape) or (bits == 4 and (not shape or shape[-1] % 2)):
+        _refuse(path, f"gives {name!r} {stop - start} bytes for the shape {shape} of {kind}")
+    if bits == 4:
+        shape[-1] //= 2
+    return Stored(name, kind, tuple(shape), path, begin + start, begin + stop)
 
 
 def _counts(values: Any) -> bool:

@@ -42,7 +42,7 @@ def read_weights(path: str | os.PathLike[str], *, trust: bool = False) -> dict[s
     from safetensors import safe_open
 
     checkpoint = read_checkpoint(path)
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for file in checkpoint.files:
         with safe_open(file, "pt") as opened:
             weights.update((x.name, opened.get_tensor(x.name)) for x in checkpoint.stored_in(file))

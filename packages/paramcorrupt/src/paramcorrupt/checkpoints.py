@@ -1,0 +1,130 @@
+"""Checkpoints as files: one with a change applied, and the difference of two. No more than a part is in memory."""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from ._comparing import open_source, report_rows, tensor_rows
+from ._tabular import Column, Row, Tabular
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Difference", "diff"]
+
+
+@dataclass(frozen=True)
+class Difference(Tabular):
+    """What is not the same in two checkpoints, or in two reports.
+
+    Attributes:
+        a, b: the files.
+        tensors: a row for each tensor, or for each row of the reports.
+        of: "checkpoints", or the kind of the reports.
+    """
+
+    a: str
+    b: str
+    tensors: tuple[Row, ...]
+    of: str = "checkpoints"
+
+    kind: ClassVar[str] = "difference"
+    columns: ClassVar[Mapping[str, Column]] = {
+        "changed": Column("changed", "", "elements whose bits differ, or whose values do where the dtypes differ"),
+        "l2": Column("||b - a||", "", "over the elements that are finite in both"),
+        "relative": Column("relative", "", "||b - a|| / ||a||"),
+        "max": Column("max |b - a|"),
+        "nonfinite": Column("not finite", "", "elements that are finite in a and NaN or infinite in b"),
+        "bits": Column("bits", "", "that differ"),
+    }
+
+    def rows(self) -> list[Row]:
+        """A row for each tensor: its state (same, changed, reshaped, added, removed), and how far it moved."""
+        return [dict(row) for row in self.tensors]
+
+    def facts(self) -> Row:
+        """The files, and sums over all tensors."""
+        facts: Row = {"a": self.a, "b": self.b, "of": self.of, "rows": len(self.tensors)}
+        if self.of != "checkpoints":
+            return facts | {"differ": sum(row["state"] != "same" for row in self.tensors)}
+        for state in ("changed", "reshaped", "added", "removed"):
+            facts[state] = sum(row["state"] == state for row in self.tensors)
+        facts["elements"] = int(sum(self._numbers("changed")))
+        facts["bits"] = int(sum(self._numbers("bits")))
+        return facts | {"l2": math.hypot(*self._numbers("l2"))}
+
+    def _numbers(self, column: str) -> list[float]:
+        values = [row.get(column) for row in self.tensors]
+        return [x for x in values if isinstance(x, int | float)]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing differs."""
+        return all(row["state"] == "same" for row in self.tensors)
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> Difference:
+        """What `to_json` wrote; ValueError for anything else."""
+        facts, rows = cls._read(path)
+        try:
+            a, b, of = (str(facts[key]) for key in ("a", "b", "of"))
+            return cls(a, b, tuple(row | {"state": row["state"]} for row in rows), of)
+        except KeyError as error:
+            raise ValueError(f"{os.fspath(path)} must have the fact or column {error}") from error
+
+    def _lead(self) -> str:
+        if self.is_empty:
+            return "Nothing differs."
+        moved = sum(row["state"] != "same" for row in self.tensors)
+        return f"{moved} of {len(self.tensors)} rows differ."
+
+
+def diff(
+    a: str | os.PathLike[str], b: str | os.PathLike[str], *, trust: bool = False, progress: bool | None = None
+) -> Difference:
+    r"""What a second checkpoint changes in a first one, tensor by tensor; or a second report in a first one.
+
+    .. math:: \|b - a\|_2, \qquad \|b - a\|_2 / \|a\|_2, \qquad \max |b - a|
+
+    Args:
+        a, b: safetensors (a file, an index of shards, or a folder), or files of `torch.save`; or two JSON reports of
+            this package, of one kind. Tensors of different dtypes are compared by value, those of one also by bits.
+        trust: run the code that a pickle asks for; without (default), such a file is refused.
+        progress: whether a bar is shown on stderr (default: where that is a terminal).
+
+    Raises:
+        OSError: a file is missing or cannot be read.
+        ValueError: a file is damaged, or the reports are of different kinds.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from safetensors.torch import save_file
+        >>> from paramcorrupt.checkpoints import diff
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> a, b = Path(folder.name, "a.safetensors"), Path(folder.name, "b.safetensors")
+        >>> save_file({"w": torch.tensor([3.0, 4.0])}, a)
+        >>> save_file({"w": torch.tensor([3.0, 3.5])}, b)
+        >>> row, = diff(a, b).rows()
+        >>> row["changed"], row["l2"], row["relative"]
+        (1, 0.5, 0.1)
+        >>> folder.cleanup()
+    """
+    reports = [_is_report(path) for path in (a, b)]
+    if reports[0] != reports[1]:
+        raise ValueError(f"diff must have two checkpoints or two reports, got {os.fspath(a)} and {os.fspath(b)}")
+    if reports[0]:
+        kind, rows = report_rows(a, b)
+        return Difference(os.fspath(a), os.fspath(b), tuple(rows), kind)
+    with ExitStack() as stack:
+        first, second = open_source(a, stack, trust), open_source(b, stack, trust)
+        return Difference(os.fspath(a), os.fspath(b), tuple(tensor_rows(first, second, progress)))
+
+
+def _is_report(path: str | os.PathLike[str]) -> bool:
+    return Path(path).suffix == ".json" and not Path(path).name.endswith(".index.json")

@@ -1,0 +1,289 @@
+"""Checkpoints as files: hostile headers, changes that leave all other bytes alone, differences."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from paramcorrupt import checkpoints
+from paramcorrupt._safetensors import read_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
+    """Several dtypes, a scalar, an empty tensor and a name that is not ASCII."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "conv.weight": torch.randn(5, 3, 3, generator=generator),
+        "größe.β": torch.randn(70, generator=generator).bfloat16(),
+        "half": torch.randn(33, generator=generator).half(),
+        "double": torch.randn(2, 4, generator=generator).double(),
+        "steps": torch.arange(7),
+        "scalar": torch.tensor(1.5),
+        "none": torch.empty(0, 3),
+        "eight": torch.randn(16, generator=generator).to(torch.float8_e4m3fn),
+    }
+
+
+@pytest.fixture
+def single(tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    save_file(tensors(), path, metadata={"format": "pt", "note": "grün"})
+    return path
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    """A folder as Hugging Face writes it: two shards, their index, a configuration."""
+    folder = tmp_path / "sharded"
+    folder.mkdir()
+    names, content = list(tensors()), tensors()
+    places = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(names)}
+    for file in set(places.values()):
+        save_file({name: content[name] for name in names if places[name] == file}, folder / file)
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def written(path: Path, header: Any, data: bytes = b"", length: int | None = None) -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
+    return path
+
+
+def entry(start: int, stop: int, shape: Any = None, dtype: Any = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": [(stop - start) // 4] if shape is None else shape, "data_offsets": [start, stop]}
+
+
+# --- the layout ------------------------------------------------------------------------------------------------------
+
+
+def test_the_layout_finds_the_bytes_that_the_library_reads(single: Path) -> None:
+    found, data = read_checkpoint(single).tensors, single.read_bytes()
+    expected = load_file(single)
+    assert found.keys() == expected.keys()
+    for name, x in found.items():
+        value = x.typed(bytearray(data[x.start : x.stop])).view(x.shape)
+        assert value.dtype == expected[name].dtype
+        assert torch.equal(value.view(-1).view(torch.uint8), expected[name].view(-1).view(torch.uint8))
+
+
+def test_a_folder_an_index_and_its_shards_are_one_checkpoint(sharded: Path) -> None:
+    found = read_checkpoint(sharded)
+    assert found.tensors.keys() == tensors().keys()
+    assert len(found.files) == 2
+    assert read_checkpoint(sharded / "model.safetensors.index.json").tensors == found.tensors
+
+
+def test_an_empty_checkpoint_has_no_tensors(tmp_path: Path) -> None:
+    save_file({}, tmp_path / "empty.safetensors")
+    assert read_checkpoint(tmp_path / "empty.safetensors").tensors == {}
+
+
+F32 = entry(0, 8)
+HOSTILE: Mapping[str, tuple[Any, bytes, int | None, str]] = {
+    "no header": (b"", b"", None, "not a safetensors file"),
+    "a huge length": (b"{}", b"", 1 << 62, "header of 4611686018427387904"),
+    "another magic": (b"PK\x03\x04" + bytes(90), b"", None, "valid JSON"),
+    "not UTF-8": (b'{"\xff": 1}', b"", None, "valid JSON"),
+    "a list": ([], b"", None, "no object"),
+    "space first": (b' {"__metadata__": {}}', b"", None, "no object"),
+    "deep nesting": (b'{"a":' + b"[" * 200_000, b"", None, "nested too deeply"),
+    "a huge number": (b'{"a":' + b"1" * 5000 + b"}", b"", None, "valid JSON"),
+    "NaN": (b'{"a": NaN}', b"", None, "NaN is no number"),
+    "a name twice": (b'{"a": 1, "a": 2}', b"", None, "'a' is there twice"),
+    "metadata of numbers": ({"__metadata__": {"a": 1}}, b"", None, "__metadata__"),
+    "no offsets": ({"a": {"dtype": "F32", "shape": []}}, b"", None, "data_offsets of 'a'"),
+    "more than it may": ({"a": F32 | {"code": "x"}}, bytes(8), None, "nothing else"),
+    "an unknown dtype": ({"a": entry(0, 8, dtype="F99")}, bytes(8), None, "unknown dtype 'F99'"),
+    "a dtype that is a list": ({"a": entry(0, 8, dtype=["F32"])}, bytes(8), None, "unknown dtype"),
+    "a negative size": ({"a": entry(0, 8, [-2])}, bytes(8), None, "no lists of sizes"),
+    "a size that is a bool": ({"a": entry(0, 4, [True])}, bytes(4), None, "no lists of sizes"),
+    "a size that is a float": ({"a": entry(0, 4, [1.0])}, bytes(4), None, "no lists of sizes"),
+    "sizes that overflow": ({"a": entry(0, 8, [1 << 62, 1 << 62])}, bytes(8), None, "8 bytes for the shape"),
+    "three offsets": ({"a": F32 | {"data_offsets": [0, 4, 8]}}, bytes(8), None, "no lists of sizes"),
+    "offsets backwards": ({"a": F32 | {"data_offsets": [8, 0]}}, bytes(8), None, "-8 bytes"),
+    "too few bytes": ({"a": entry(0, 8, [3])}, bytes(8), None, "8 bytes for the shape"),
+    "an odd row of halves": ({"a": entry(0, 3, [2, 3], "F4")}, bytes(3), None, "3 bytes for the shape"),
+    "an overlap": ({"a": F32, "b": entry(4, 12)}, bytes(12), None, "'b' where they overlap"),
+    "the same bytes twice": ({"a": F32, "b": F32}, bytes(8), None, "overlap"),
+    "a gap": ({"a": F32, "b": entry(12, 20)}, bytes(20), None, "leave a gap"),
+    "not from the start": ({"a": entry(4, 12)}, bytes(12), None, "leave a gap"),
+    "bytes that are missing": ({"a": F32}, bytes(7), None, "it is damaged"),
+    "bytes beyond": ({"a": F32}, bytes(9), None, "it is damaged"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_header_is_refused_and_the_file_named(case: str, tmp_path: Path) -> None:
+    header, data, length, message = HOSTILE[case]
+    path = written(tmp_path / "model.safetensors", header, data, length)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_checkpoint(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+INDICES: Mapping[str, tuple[Any, str]] = {
+    "no JSON": ("{", "valid JSON"),
+    "no map": ({"metadata": {}}, "must have a weight_map"),
+    "an empty map": ({"weight_map": {}}, "must have a weight_map"),
+    "a file elsewhere": ({"weight_map": {"a": "../secret.safetensors"}}, "a file beside it"),
+    "an absolute path": ({"weight_map": {"a": "/etc/passwd"}}, "a file beside it"),
+    "a number": ({"weight_map": {"a": 3}}, "a file beside it"),
+    "a tensor too many": (
+        {"weight_map": {"a": "one.safetensors", "b": "one.safetensors", "c": "one.safetensors"}},
+        "'c' is not in it",
+    ),
+    "a tensor too few": ({"weight_map": {"a": "one.safetensors"}}, "'b' is there without being in the index"),
+}
+
+
+@pytest.mark.parametrize("case", INDICES)
+def test_a_hostile_index_is_refused_and_the_file_named(case: str, tmp_path: Path) -> None:
+    content, message = INDICES[case]
+    save_file({"a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "one.safetensors")
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ValueError, match=message) as caught:
+        read_checkpoint(tmp_path)
+    assert str(path) in str(caught.value)
+
+
+def test_what_is_missing_is_named(sharded: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"exists, got .*nowhere"):
+        read_checkpoint(tmp_path / "nowhere")
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"bare must hold a checkpoint"):
+        read_checkpoint(tmp_path / "bare")
+    (sharded / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"the shard model-00002-of-00002.safetensors, which is missing"):
+        read_checkpoint(sharded)
+
+
+def test_of_several_files_without_an_index_one_must_be_named(tmp_path: Path) -> None:
+    save_file({}, tmp_path / "a.safetensors")
+    save_file({}, tmp_path / "b.safetensors")
+    with pytest.raises(ValueError, match="name one of them"):
+        read_checkpoint(tmp_path)
+
+
+# --- differences -----------------------------------------------------------------------------------------------------
+
+
+def save(path: Path, content: Mapping[str, torch.Tensor]) -> Path:
+    save_file(dict(content), path)
+    return path
+
+
+def test_nothing_differs_between_a_file_and_its_shards(single: Path, sharded: Path) -> None:
+    found = checkpoints.diff(single, sharded)
+    assert found.is_empty
+    assert {row["tensor"] for row in found.rows()} == tensors().keys()
+    assert found.facts()["bits"] == found.facts()["changed"] == 0
+
+
+def test_a_difference_is_that_of_the_values_and_of_the_bits(single: Path, tmp_path: Path) -> None:
+    content = tensors()
+    changed = {name: x.clone() for name, x in content.items()}
+    changed["conv.weight"][1, 2] += torch.tensor([0.5, 0.0, -0.25])
+    changed["größe.β"].view(torch.int16)[3] ^= 0b101 << 4
+    changed["steps"][2] = 10
+    other = save(tmp_path / "b.safetensors", changed)
+    rows = {row["tensor"]: row for row in checkpoints.diff(single, other).rows()}
+    assert {name for name, row in rows.items() if row["state"] == "changed"} == {"conv.weight", "größe.β", "steps"}
+    delta = (changed["conv.weight"].double() - content["conv.weight"].double()).norm().item()
+    row = rows["conv.weight"]
+    assert row["changed"] == 2
+    assert row["l2"] == pytest.approx(delta, rel=1e-12)
+    assert row["relative"] == pytest.approx(delta / content["conv.weight"].double().norm().item(), rel=1e-12)
+    assert row["max"] == pytest.approx(0.5, abs=1e-6)
+    assert (rows["größe.β"]["changed"], rows["größe.β"]["bits"]) == (1, 2)
+    assert (rows["steps"]["max"], rows["steps"]["shape"], rows["steps"]["dtype"]) == (8.0, "7", "int64")
+    assert rows["scalar"]["shape"] == "scalar"
+
+
+def test_a_large_tensor_is_compared_in_parts(tmp_path: Path) -> None:
+    x = torch.zeros(3 << 20)
+    y = x.clone()
+    y[[5, -1]] = torch.tensor([3.0, 4.0])
+    x[0] = 12.0
+    y[0] = 12.0
+    (row,) = checkpoints.diff(
+        save(tmp_path / "a.safetensors", {"x": x}), save(tmp_path / "b.safetensors", {"x": y})
+    ).rows()
+    assert (row["changed"], row["l2"], row["relative"], row["max"]) == (2, 5.0, 5 / 12, 4.0)
+
+
+def test_what_is_not_finite_is_counted_and_not_summed(tmp_path: Path) -> None:
+    x, y = torch.tensor([1.0, 2.0, 3.0, math.nan]), torch.tensor([1.0, math.nan, 3.5, math.nan])
+    a, b = save(tmp_path / "a.safetensors", {"x": x}), save(tmp_path / "b.safetensors", {"x": y})
+    (row,) = checkpoints.diff(a, b).rows()
+    assert (row["changed"], row["nonfinite"], row["l2"], row["max"]) == (2, 1, 0.5, 0.5)
+    (row,) = checkpoints.diff(a, a).rows()
+    assert row["state"] == "same"
+
+
+def test_tensors_of_different_dtypes_are_compared_by_value(tmp_path: Path) -> None:
+    x = torch.tensor([1.0, 1 + 2**-10, -3.0])
+    a, b = save(tmp_path / "a.safetensors", {"x": x}), save(tmp_path / "b.safetensors", {"x": x.bfloat16()})
+    (row,) = checkpoints.diff(a, b).rows()
+    assert (row["dtype"], row["changed"], row["l2"], row["bits"]) == ("float32 -> bfloat16", 1, 2**-10, None)
+
+
+def test_tensors_of_one_file_only_are_listed(tmp_path: Path) -> None:
+    a = save(tmp_path / "a.safetensors", {"x": torch.ones(2), "gone": torch.ones(1), "shape": torch.ones(6)})
+    b = save(tmp_path / "b.safetensors", {"x": torch.ones(2), "new": torch.ones(1), "shape": torch.ones(2, 3)})
+    found = checkpoints.diff(a, b)
+    states = {row["tensor"]: row["state"] for row in found.rows()}
+    assert states == {"x": "same", "gone": "removed", "shape": "reshaped", "new": "added"}
+    assert not found.is_empty
+    assert next(row["shape"] for row in found.rows() if row["tensor"] == "shape") == "6 -> 2x3"
+
+
+def test_a_state_dict_of_torch_is_compared_without_its_wrapper(single: Path, tmp_path: Path) -> None:
+    wrapped = {f"module.{name}": x for name, x in tensors().items()}
+    torch.save({"state_dict": wrapped, "epoch": 3}, tmp_path / "model.th")
+    assert checkpoints.diff(tmp_path / "model.th", single).is_empty
+
+
+def test_a_difference_survives_json(single: Path, tmp_path: Path) -> None:
+    other = save(tmp_path / "b.safetensors", {**tensors(1), "conv.weight": torch.full((5, 3, 3), math.inf)})
+    found = checkpoints.diff(single, other)
+    found.to_json(tmp_path / "difference.json")
+    assert checkpoints.Difference.from_json(tmp_path / "difference.json") == found
+
+
+def test_the_difference_of_two_reports_joins_their_rows(single: Path, tmp_path: Path) -> None:
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    checkpoints.diff(single, single).to_json(a)
+    checkpoints.diff(single, save(tmp_path / "b.safetensors", {**tensors(), "scalar": torch.tensor(2.0)})).to_json(b)
+    found = checkpoints.diff(a, b)
+    assert found.of == "difference"
+    moved = [row for row in found.rows() if row["state"] == "changed"]
+    assert any(row["tensor"] == "scalar" and row["l2 change"] == 0.5 for row in found.rows())
+    assert len(moved) <= 1
+
+
+def test_a_report_is_not_compared_with_a_checkpoint_or_with_another_kind(single: Path, tmp_path: Path) -> None:
+    report, other = tmp_path / "a.json", tmp_path / "b.json"
+    checkpoints.diff(single, single).to_json(report)
+    with pytest.raises(ValueError, match="two checkpoints or two reports"):
+        checkpoints.diff(report, single)
+    other.write_text(report.read_text().replace("paramcorrupt/difference/1", "paramcorrupt/scan/1"))
+    with pytest.raises(ValueError, match="got a difference and a scan"):
+        checkpoints.diff(report, other)
+    other.write_text("{}")
+    with pytest.raises(ValueError, match="must be a report that paramcorrupt wrote"):
+        checkpoints.diff(report, other)
