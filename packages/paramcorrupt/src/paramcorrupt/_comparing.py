@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from ._patching import WINDOW, read
+from ._patching import read
 from ._progress import track
 from ._safetensors import read_checkpoint
 from ._tabular import read as read_report

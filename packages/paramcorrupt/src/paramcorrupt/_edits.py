@@ -1,10 +1,10 @@
-"""A corruption as what it does to the tensors of a checkpoint, a window at a time."""
+"""Corruptions and faults as what they do to the tensors of a checkpoint, a window at a time."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,12 +12,14 @@ from torch import Tensor
 from . import _forms, _ops
 from ._patching import Edit
 from ._tensors import logical
+from .faults import Faults
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ._safetensors import Stored
     from .corruption import Corruption
+    from .faults import Part
 
 
 class Tally:
@@ -47,28 +49,49 @@ class Tally:
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def corruption_edits(
-    change: Corruption, tensors: Mapping[str, Stored], tally: Tally
-) -> dict[str, Edit]:
+def edits_of(change: Corruption | Faults, tensors: Mapping[str, Stored], tally: Tally) -> dict[str, Edit]:
     """What happens to each tensor.
 
     Raises:
-        ValueError, TypeError: as `corrupted` does, when the corruption does not fit the tensors.
+        ValueError, TypeError: as `corrupted` does, when the change does not fit the tensors.
     """
     # Nobody writes to these, so that they take no memory.
     unfilled = {name: torch.empty(x.shape, dtype=x.dtype) for name, x in tensors.items()}
     names = {id(x): name for name, x in unfilled.items()}
     targets = [names[id(x)] for x in change._targets(unfilled)]
+    edits = _flips(change, tally) if isinstance(change, Faults) else _moves(change, tally)
+    return dict(zip(targets, edits, strict=True)) if edits else {}
+
+
+def _moves(change: Corruption, tally: Tally) -> list[Edit]:
+    """Of each tensor of a corruption."""
     form = change._form
     if not change.nnz:
-        return {}
+        return []
     if isinstance(form, _forms.Sparse):
-        limits = itertools.pairwise(form.offsets.tolist())
-        return {name: _sparse(form.index[a:b], form.delta[a:b], tally) for name, (a, b) in zip(targets, limits, strict=True) if a < b}
+        return [_sparse(form.index[a:b], form.delta[a:b], tally) for a, b in itertools.pairwise(form.offsets.tolist())]
     if isinstance(form, _forms.Dense):
-        return {name: Edit(None, _dense(form, g, change.p, tally)) for name, g in zip(targets, form.gradients, strict=True)}
-    begins = itertools.accumulate(form.sizes, initial=0)
-    return {name: Edit(None, _random(form, begin, dtype, tally)) for name, begin, dtype in zip(targets, begins, form.dtypes)}
+        return [_dense(form, gradient, change.p, tally) for gradient in form.gradients]
+    begins = itertools.accumulate(form.sizes[:-1], initial=0)
+    return [_random(form, begin, dtype, tally) for begin, dtype in zip(begins, form.dtypes, strict=True)]
+
+
+def _flips(plan: Faults, tally: Tally) -> list[Edit]:
+    """Of each tensor of a plan."""
+
+    def edit(part: Part) -> Edit:
+        def change(window: Tensor, first: int, picked: slice) -> None:
+            begin, end = part.first + picked.start, part.first + picked.stop
+            data, index = window.view(torch.uint8), plan._byte_index[begin:end] - first * window.itemsize
+            mask = plan._mask[begin:end]
+            if plan._value is not None:
+                mask = mask * plan._differs(data[index], begin, end)
+            _ops.xor_bits_(data, index, mask)
+            tally.add(int(mask.count_nonzero()), math.nan)
+
+        return Edit(plan._byte_index[part.first : part.stop] // part.dtype.itemsize, change)
+
+    return [edit(part) for part in plan.parts]
 
 
 def _sparse(index: Tensor, delta: Tensor, tally: Tally) -> Edit:
@@ -81,29 +104,29 @@ def _sparse(index: Tensor, delta: Tensor, tally: Tally) -> Edit:
     return Edit(index, change)
 
 
-def _dense(form: _forms.Dense, gradient: Tensor, p: float, tally: Tally) -> Any:
+def _dense(form: _forms.Dense, gradient: Tensor, p: float, tally: Tally) -> Edit:
     flat = logical(gradient).view(-1)
 
     def change(window: Tensor, first: int, picked: slice) -> None:
         _add(window, form._z(flat[first : first + window.numel()]), form.scale, form.power, p, tally)
 
-    return change
+    return Edit(None, change)
 
 
-def _random(form: _forms.Random, begin: int, dtype: torch.dtype, tally: Tally) -> Any:
+def _random(form: _forms.Random, begin: int, dtype: torch.dtype, tally: Tally) -> Edit:
     def change(window: Tensor, first: int, picked: slice) -> None:
         z = torch.empty(window.numel(), dtype=dtype)
         _ops.random_fill_([z], form.seed, begin + first, form.p)
         _add(window, z, form.scale, 0.0 if form.p == math.inf else 1.0, form.p, tally)
 
-    return change
+    return Edit(None, change)
 
 
 def _add(window: Tensor, z: Tensor, scale: float, power: float, p: float, tally: Tally) -> None:
     """window += scale sgn(z) |z|^power."""
     base = window.clone()
     changed, norm = _ops.apply_dense_([window], [base], [z], scale, power).tolist()
-    if p <= 16 and power and math.isclose(p, 1 + 1 / power) or (p == math.inf and not power):
+    if (p <= 16 and power and math.isclose(p, 1 + 1 / power)) or (p == math.inf and not power):
         tally.add(int(changed), norm)
     else:
         tally.compare(base, window)

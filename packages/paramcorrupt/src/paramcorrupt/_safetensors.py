@@ -132,8 +132,18 @@ def _in_folder(folder: Path) -> Path:
     raise FileNotFoundError(f"{folder} must hold a checkpoint, got no file *.safetensors there")
 
 
-def _layout(path: Path) -> dict[str, Stored]:
-    """The tensors of a file in the order of their bytes, which they share out without gap or overlap."""
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The texts that the header of a file has besides its tensors.
+
+    Raises:
+        OSError, ValueError: as `read_checkpoint`.
+    """
+    metadata: dict[str, str] = _header(Path(path))[0].get("__metadata__", {})
+    return metadata
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """What the header says, and where the bytes of tensors begin."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -145,11 +155,16 @@ def _layout(path: Path) -> dict[str, Stored]:
     header = _parse(text, path)
     if not isinstance(header, dict) or not text.startswith(b"{"):
         _refuse(path, "is no object")
-    metadata = header.pop("__metadata__", {})
+    metadata = header.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         _refuse(path, "has a __metadata__ that does not map text to text")
-    begin = 8 + length
-    found = [_stored(name, entry, path, begin) for name, entry in header.items()]
+    return header, 8 + length
+
+
+def _layout(path: Path) -> dict[str, Stored]:
+    """The tensors of a file in the order of their bytes, which they share out without gap or overlap."""
+    header, begin = _header(path)
+    found = [_stored(name, entry, path, begin) for name, entry in header.items() if name != "__metadata__"]
     found.sort(key=lambda x: (x.start, x.stop))  # an empty tensor comes before the one that starts where it does
     end = begin
     for tensor in found:
@@ -157,7 +172,7 @@ def _layout(path: Path) -> dict[str, Stored]:
             what = "overlap those before them" if tensor.start < end else "leave a gap before them"
             _refuse(path, f"puts the bytes of {tensor.name!r} where they {what}")
         end = tensor.stop
-    if end != size:
+    if end != (size := path.stat().st_size):
         raise ValueError(f"{path} must have {end} bytes by its header, got {size}: it is damaged, fetch it again")
     return {x.name: x for x in found}
 

@@ -9,13 +9,103 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+
 from ._comparing import open_source, report_rows, tensor_rows
-from ._tabular import Column, Row, Tabular
+from ._edits import Tally, edits_of
+from ._patching import check_output, write_edited
+from ._safetensors import read_checkpoint, read_metadata
+from ._tabular import Column, Row, Tabular, replacing
+from ._weights import is_pickle, read_weights, unwrapped
+from .corruption import Corruption
+from .faults import Faults
+from .restoring import Applied, corrupted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Difference", "diff"]
+    from torch import Tensor
+
+__all__ = ["Difference", "apply", "diff"]
+
+
+def apply(
+    checkpoint: str | os.PathLike[str],
+    change: Corruption | Faults | str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    trust: bool = False,
+    progress: bool | None = None,
+) -> Applied:
+    """Write a checkpoint in which the weights are changed as `corrupted` changes them in memory.
+
+    Every byte that the change does not touch is that of the checkpoint: header, order, metadata, other tensors. The
+    output appears when it is complete; nothing half-written is left if anything fails. In memory are 4 MiB of a
+    tensor at a time, besides the change.
+
+    Args:
+        checkpoint: a safetensors file, an index of shards, or a folder with either; or a file of `torch.save`.
+        change: a :class:`Corruption` or :class:`Faults`, or the file that their `save` wrote.
+        output: where to write: a file for a file; for shards a folder, which also gets the configuration that lies
+            beside them. Never the checkpoint itself. Of a file of `torch.save` it is a .safetensors with the names
+            that the weights have without a prefix such as `module.`.
+        trust: run the code that a pickle asks for; without (default), such a file is refused.
+        progress: whether a bar is shown on stderr (default: where that is a terminal).
+
+    Returns:
+        What has arrived: rounding can swallow a small change.
+
+    Raises:
+        OSError: a file is missing, or the output cannot be written.
+        ValueError, TypeError: a file is damaged, or the change does not fit the checkpoint. Nothing was written then.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from safetensors.torch import load_file, save_file
+        >>> from paramcorrupt import bitflip
+        >>> from paramcorrupt.checkpoints import apply
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> clean, bad = Path(folder.name, "clean.safetensors"), Path(folder.name, "bad.safetensors")
+        >>> save_file({"w": torch.ones(2)}, clean)
+        >>> plan = bitflip({"w": torch.empty(2, device="meta")}, bits="sign", count=2, seed=0)
+        >>> apply(clean, plan, bad).changed
+        2
+        >>> load_file(bad)["w"].tolist()
+        [-1.0, -1.0]
+        >>> folder.cleanup()
+    """
+    if not isinstance(change, Corruption | Faults):
+        change = read_change(change)
+    if is_pickle(checkpoint):
+        return _apply_loaded(unwrapped(read_weights(checkpoint, trust=trust)), change, output)
+    layout = read_checkpoint(checkpoint)
+    check_output(layout, output)
+    tally = Tally(change.p if isinstance(change, Corruption) else math.nan)
+    write_edited(layout, edits_of(change, layout.tensors, tally), output, "apply", progress)
+    return Applied(tally.changed, tally.norm)
+
+
+def _apply_loaded(weights: dict[str, Tensor], change: Corruption | Faults, output: str | os.PathLike[str]) -> Applied:
+    """Of weights in memory, all of which are written."""
+    from safetensors.torch import save_file
+
+    if Path(output).suffix != ".safetensors":
+        raise ValueError(f"output must end in .safetensors, for no pickle is written, got {os.fspath(output)}")
+    weights = {name: x.detach().clone(memory_format=torch.contiguous_format) for name, x in weights.items()}
+    with corrupted(weights, change) as applied, replacing(output) as temporary:
+        save_file(weights, temporary)
+    return applied
+
+
+def read_change(path: str | os.PathLike[str]) -> Corruption | Faults:
+    """What `Corruption.save` or `Faults.save` wrote; ValueError for anything else."""
+    metadata = read_metadata(path)
+    if "paramcorrupt" in metadata:
+        return Corruption.load(path)
+    if metadata.get("schema", "").startswith("paramcorrupt/faults/"):
+        return Faults.load(path)
+    raise ValueError(f"{os.fspath(path)} must be a corruption or a plan of faults that their `save` wrote")
 
 
 @dataclass(frozen=True)
