@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from paramcorrupt import checkpoints
+from paramcorrupt import Faults, _patching, bitflip, checkpoints, corrupted, corruption, random_corruption
 from paramcorrupt._safetensors import read_checkpoint
+from paramcorrupt.checkpoints import apply
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
+
+    from paramcorrupt import Corruption
 
 
 def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -215,7 +221,7 @@ def test_a_difference_is_that_of_the_values_and_of_the_bits(single: Path, tmp_pa
 
 
 def test_a_large_tensor_is_compared_in_parts(tmp_path: Path) -> None:
-    x = torch.zeros(3 << 20)
+    x = torch.zeros(3 << 18)
     y = x.clone()
     y[[5, -1]] = torch.tensor([3.0, 4.0])
     x[0] = 12.0
@@ -287,3 +293,184 @@ def test_a_report_is_not_compared_with_a_checkpoint_or_with_another_kind(single:
     other.write_text("{}")
     with pytest.raises(ValueError, match="must be a report that paramcorrupt wrote"):
         checkpoints.diff(report, other)
+
+
+# --- changes ---------------------------------------------------------------------------------------------------------
+
+
+def changes() -> dict[str, Corruption | Faults]:
+    weights = {name: x for name, x in tensors().items() if name in ("conv.weight", "größe.β", "half")}
+    g = {name: torch.randn(x.shape, generator=torch.Generator().manual_seed(9)) for name, x in weights.items()}
+    return {
+        "dense": corruption(g, eps=0.7),
+        "of another p": corruption(g, eps=2.0, p=30.0),
+        "of signs": corruption(g, eps=0.01, p=math.inf),
+        "sparse": corruption(g, eps=0.7, n=17),
+        "swallowed": corruption(g, eps=1e-9),
+        "none": corruption(g, eps=0.0),
+        "random": random_corruption(weights, eps=0.7, seed=3),
+        "random and sparse": random_corruption(weights, eps=0.7, n=9, p=1.5, seed=3),
+        "flips": bitflip(tensors(), rate=0.01, seed=3),
+        "stuck": bitflip(tensors(), fault="stuck", count=200, seed=3),
+        "burst": bitflip(tensors(), fault="burst", count=50, seed=3),
+    }
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+
+
+@pytest.mark.parametrize("window", [None, 16])
+@pytest.mark.parametrize("case", changes())
+def test_a_file_is_changed_as_the_weights_in_memory_are(
+    case: str, window: int | None, single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change, weights, output = changes()[case], tensors(), tmp_path / "changed.safetensors"
+    if window:  # tensors of several windows
+        monkeypatch.setattr(_patching, "WINDOW", window)
+        monkeypatch.setattr(_patching, "_PAGE", window)
+    arrived = apply(single, change, output)
+    with corrupted(weights, change) as applied:
+        assert arrived.changed == applied.changed
+        assert arrived.norm == pytest.approx(applied.norm, rel=1e-12, nan_ok=True)
+        found = load_file(output)
+        assert found.keys() == weights.keys()
+        assert all(same_bits(found[name], x) for name, x in weights.items())
+
+
+def test_only_the_flipped_bits_of_a_file_differ(single: Path, tmp_path: Path) -> None:
+    plan = bitflip(tensors(), count=100, seed=1)
+    apply(single, plan, tmp_path / "b.safetensors")
+    before, after = single.read_bytes(), (tmp_path / "b.safetensors").read_bytes()
+    assert len(before) == len(after)
+    assert sum((x ^ y).bit_count() for x, y in zip(before, after, strict=True)) == 100
+    assert checkpoints.diff(single, tmp_path / "b.safetensors").facts()["bits"] == 100
+
+
+def test_a_header_that_the_library_would_write_otherwise_is_kept(tmp_path: Path) -> None:
+    """Keys out of order, spaces, padding, tensors that are not aligned."""
+    header = b' "y": {"shape":[2],"data_offsets":[1, 9], "dtype":"F32"},\n"__metadata__":{"k":"v"},'
+    header = b"{" + header + b'"x":{"data_offsets":[0,1],"dtype":"U8","shape":[]}}   \n'
+    path = written(tmp_path / "a.safetensors", header, struct.pack("<Bff", 7, 1.0, -2.0))
+    apply(path, corruption({"y": torch.tensor([3.0, 4.0])}, eps=5.0), tmp_path / "b.safetensors")
+    expected = path.read_bytes()[:-8] + struct.pack("<ff", 4.0, 2.0)
+    assert (tmp_path / "b.safetensors").read_bytes() == expected
+
+
+@pytest.mark.parametrize("case", ["dense", "sparse", "flips"])
+def test_shards_are_changed_as_one_file_is(case: str, single: Path, sharded: Path, tmp_path: Path) -> None:
+    apply(single, changes()[case], tmp_path / "one.safetensors")
+    for output in (tmp_path / "new", tmp_path / "there"):
+        if output.name == "there":
+            output.mkdir()
+        apply(sharded, changes()[case], output)
+        assert checkpoints.diff(tmp_path / "one.safetensors", output).is_empty
+        assert sorted(x.name for x in output.iterdir()) == sorted(x.name for x in sharded.iterdir())
+        index = "model.safetensors.index.json"
+        assert (output / index).read_bytes() == (sharded / index).read_bytes()
+
+
+def test_a_change_is_read_from_the_file_that_save_wrote(single: Path, tmp_path: Path) -> None:
+    for case in ("dense", "sparse", "random", "flips", "stuck"):
+        change, plan = changes()[case], tmp_path / f"{case}.plan.safetensors"
+        change.save(plan)
+        apply(single, change, tmp_path / "a.safetensors")
+        apply(single, plan, tmp_path / "b.safetensors")
+        assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="must be a corruption or a plan of faults"):
+        apply(single, single, tmp_path / "c.safetensors")
+
+
+def test_of_a_pickle_a_safetensors_file_is_written(tmp_path: Path) -> None:
+    torch.save({"state_dict": {f"module.{name}": x for name, x in tensors().items()}}, tmp_path / "a.th")
+    change, weights = changes()["sparse"], tensors()
+    with pytest.raises(ValueError, match=r"must end in \.safetensors"):
+        apply(tmp_path / "a.th", change, tmp_path / "b.th")
+    apply(tmp_path / "a.th", change, tmp_path / "b.safetensors")
+    with corrupted(weights, change):
+        assert all(same_bits(weights[name], x) for name, x in load_file(tmp_path / "b.safetensors").items())
+
+
+def test_a_change_that_does_not_fit_is_refused_before_anything_is_written(single: Path, tmp_path: Path) -> None:
+    output = tmp_path / "b.safetensors"
+    for change in (
+        corruption({"nowhere": torch.ones(3)}, eps=1.0),
+        corruption({"half": torch.ones(34)}, eps=1.0),
+        corruption({"steps": torch.ones(7)}, eps=1.0),
+        bitflip({"half": torch.ones(33)}, count=1, seed=0),
+    ):
+        with pytest.raises(ValueError, match=r"nowhere|half|steps"):
+            apply(single, change, output)
+    assert sorted(x.name for x in tmp_path.iterdir()) == [single.name]
+
+
+def test_the_checkpoint_itself_is_never_the_output(single: Path, sharded: Path, tmp_path: Path) -> None:
+    change, before = changes()["sparse"], single.read_bytes()
+    (tmp_path / "link.safetensors").symlink_to(single)
+    for output in (single, tmp_path / "link.safetensors", tmp_path / "." / single.name):
+        with pytest.raises(ValueError, match="must not be the checkpoint itself"):
+            apply(single, change, output)
+    with pytest.raises(ValueError, match="must not be the checkpoint itself"):
+        apply(sharded, change, sharded)
+    with pytest.raises(ValueError, match="must be a file"):
+        apply(single, change, sharded)
+    with pytest.raises(ValueError, match="must be a folder"):
+        apply(sharded, change, single)
+    with pytest.raises(FileNotFoundError, match="in a folder that exists"):
+        apply(single, change, tmp_path / "nowhere" / "b.safetensors")
+    assert single.read_bytes() == before
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+@pytest.mark.parametrize("case", ["dense", "sparse", "flips"])
+def test_an_interrupted_copy_leaves_what_was_there(
+    case: str, error: Any, single: Path, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "b.safetensors").write_text("older")
+    before = sorted(tmp_path.rglob("*"))
+
+    def fail(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(_patching, "_write", fail)
+    for source, output in ((single, tmp_path / "b.safetensors"), (sharded, tmp_path / "new")):
+        with pytest.raises(error if isinstance(error, type) else type(error)):
+            apply(source, changes()[case], output)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "b.safetensors").read_text() == "older"
+
+
+def test_a_copy_without_help_of_the_kernel_is_the_same(
+    single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply(single, changes()["sparse"], tmp_path / "a.safetensors")
+    monkeypatch.delattr("os.copy_file_range", raising=False)
+    monkeypatch.setattr(_patching, "WINDOW", 64)
+    apply(single, changes()["sparse"], tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_an_error(single: Path) -> None:
+    with open(single, "rb") as file, pytest.raises(OSError, match="became shorter"):
+        _patching.read(file.fileno(), memoryview(bytearray(16)), single.stat().st_size - 8)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process's memory is read in /proc")
+def test_memory_is_that_of_a_few_windows(tmp_path: Path) -> None:
+    """In a process of its own; the tensor of 128 MiB is a hole in the file."""
+    size = 1 << 27
+    path = written(tmp_path / "a.safetensors", {"x": entry(0, size)})
+    os.truncate(path, path.stat().st_size + size)
+    random_corruption({"x": torch.empty(size // 4)}, eps=1.0, n=1000, seed=0).save(tmp_path / "sparse.safetensors")
+    code = (
+        "import torch\n"
+        "from paramcorrupt.checkpoints import apply, diff\n"
+        "peak = lambda: int(next(x for x in open('/proc/self/status') if x.startswith('VmHWM')).split()[1]) / 1024\n"
+        "torch.set_num_threads(1)\n"
+        "before = peak()\n"
+        "apply('a.safetensors', 'sparse.safetensors', 'b.safetensors')\n"
+        "diff('a.safetensors', 'b.safetensors')\n"
+        "print(peak() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import _ops as _ops
+from .checkpoints import Difference, apply, diff
 from .corruption import Corruption, Selection, corruption, random_corruption, relative, top_n
 from .faults import Faults, bitflip
 from .objective import Objective
@@ -12,14 +13,17 @@ from .scanning import Report, ReportRow, scan
 __all__ = [
     "Applied",
     "Corruption",
+    "Difference",
     "Faults",
     "Objective",
     "Report",
     "ReportRow",
     "Selection",
+    "apply",
     "bitflip",
     "corrupted",
     "corruption",
+    "diff",
     "random_corruption",
     "relative",
     "scan",

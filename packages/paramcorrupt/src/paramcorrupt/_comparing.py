@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ._tabular import Row, Scalar
 
-_ELEMENTS = 1 << 20  # compared at a time, in double precision
+_ELEMENTS = 1 << 18  # compared at a time, in double precision
 _NO_NUMBERS = {getattr(torch, name, None) for name in ("float4_e2m1fn_x2",)}  # dtypes that torch cannot convert
 
 

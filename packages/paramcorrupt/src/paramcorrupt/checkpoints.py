@@ -100,11 +100,11 @@ def _apply_loaded(weights: dict[str, Tensor], change: Corruption | Faults, outpu
 
 def read_change(path: str | os.PathLike[str]) -> Corruption | Faults:
     """What `Corruption.save` or `Faults.save` wrote; ValueError for anything else."""
-    metadata = read_metadata(path)
-    if "paramcorrupt" in metadata:
-        return Corruption.load(path)
-    if metadata.get("schema", "").startswith("paramcorrupt/faults/"):
+    written = read_metadata(path).get("paramcorrupt", "")
+    if '"paramcorrupt/faults/' in written:
         return Faults.load(path)
+    if '"paramcorrupt/corruption/' in written:
+        return Corruption.load(path)
     raise ValueError(f"{os.fspath(path)} must be a corruption or a plan of faults that their `save` wrote")
 
 
@@ -167,11 +167,12 @@ class Difference(Tabular):
         except KeyError as error:
             raise ValueError(f"{os.fspath(path)} must have the fact or column {error}") from error
 
-    def _lead(self) -> str:
+    def _lead(self) -> list[str]:
         if self.is_empty:
-            return "Nothing differs."
+            return ["Nothing differs."]
         moved = sum(row["state"] != "same" for row in self.tensors)
-        return f"{moved} of {len(self.tensors)} rows differ."
+        rows = "tensors" if self.of == "checkpoints" else "rows"
+        return [f"{moved:,} of {len(self.tensors):,} {rows} differ."]
 
 
 def diff(
