@@ -81,6 +81,12 @@ def norm(tensors: Sequence[Tensor], p: float, stats: Statistics) -> float:
     return float(stats.largest * power_sum(tensors, p, stats) ** (1 / p))
 
 
+def select(tensors: Sequence[Tensor], n: int) -> Tensor:
+    """The threshold above which the n largest magnitudes lie: key, count above, how many that are equal to it."""
+    threshold: Tensor = _ops.select([logical(x) for x in tensors], n)
+    return threshold
+
+
 def choose(names: Sequence[str], tensors: Sequence[Tensor], n: int, what: str = "gradient") -> Chosen:
     """The n largest magnitudes of finite tensors; of equal ones the first.
 
@@ -88,8 +94,24 @@ def choose(names: Sequence[str], tensors: Sequence[Tensor], n: int, what: str = 
         ValueError: an element is NaN or infinite.
     """
     tensors = [logical(x) for x in tensors]
-    threshold = _ops.select(tensors, n)
+    threshold = select(tensors, n)
     offsets, index, value = _ops.collect(tensors, threshold)
     if not torch.isfinite(value).all():  # these have the largest keys, so some are always among the chosen
         check_finite(names, _ops.grad_stats(tensors)[:, 4].tolist(), what)
     return Chosen(offsets, index, value, int(threshold[2]))
+
+
+def power_sum_above(tensors: Sequence[Tensor], q: float, unit: float, key: int) -> float:
+    """sum (|x| / unit)^q over the elements whose key is `key` or more."""
+    return float(_ops.power_sum([logical(x) for x in tensors], q, unit, key).sum())
+
+
+def largest(tensors: Sequence[Tensor]) -> float:
+    """max |x|."""
+    return float(_ops.grad_stats([logical(x) for x in tensors])[:, 2].amax())
+
+
+def histogram(tensors: Sequence[Tensor], prefix: int, prefix_bits: int, bits: int) -> tuple[Tensor, Tensor]:
+    """How many elements, and what sum of |x|, each value of the `bits` bits has that follow a prefix of keys."""
+    counts, sums = _ops.key_histogram([logical(x) for x in tensors], prefix, prefix_bits, bits)
+    return counts.cpu(), sums.cpu()
