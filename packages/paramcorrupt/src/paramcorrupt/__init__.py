@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import _ops as _ops
 from .checkpoints import Difference, apply, diff
 from .corruption import Corruption, Selection, corruption, random_corruption, relative, top_n
+from .defense import Defense
 from .faults import Faults, bitflip
 from .objective import Objective
 from .restoring import Applied, corrupted
@@ -13,6 +14,7 @@ from .scanning import Report, ReportRow, scan
 __all__ = [
     "Applied",
     "Corruption",
+    "Defense",
     "Difference",
     "Faults",
     "Objective",
