@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor
 from ._patching import read
 from ._progress import track
 from ._safetensors import read_checkpoint
-from ._tabular import read as read_report
+from ._tabular import parsed, schema
+from ._tabular import read as read_json
 from ._weights import is_pickle, read_weights, unwrapped
 
 if TYPE_CHECKING:
@@ -161,10 +161,15 @@ _KEYS = {"group", "tensor", "kind", "rule", "bit", "eps", "step"}  # the columns
 
 def report_rows(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> tuple[str, list[Row]]:
     """The kind of two reports, and a row for each row of either: its text, and both values of every number."""
-    kind, other = _kind(a), _kind(b)
+    documents = [read_json(path) for path in (a, b)]
+    kind, other = map(schema, documents)
+    for path, found in ((a, kind), (b, other)):
+        if not found:
+            raise ValueError(f"{os.fspath(path)} must be a report that paramcorrupt wrote as JSON")
     if kind != other:
         raise ValueError(f"reports must be of one kind to be compared, got a {kind} and a {other}")
-    before, after = ({_key(row): row for row in read_report(path, kind)[1]} for path in (a, b))
+    parts = [parsed(document, kind, os.fspath(path))[1] for document, path in zip(documents, (a, b), strict=True)]
+    before, after = ({_key(row): row for row in rows} for rows in parts)
     rows = []
     for key in dict.fromkeys([*before, *after]):
         x, y = before.get(key, {}), after.get(key, {})
@@ -180,15 +185,6 @@ def report_rows(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> tuple[s
         state = "removed" if not y else "added" if not x else "changed" if differs else "same"
         rows.append(dict(key) | {"state": state} | values)
     return kind, rows
-
-
-def _kind(path: str | os.PathLike[str]) -> str:
-    """What the schema of a report names."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        found = re.search(r'"schema": *"paramcorrupt/([\w-]+)/', file.read(4096))
-    if not found:
-        raise ValueError(f"{os.fspath(path)} must be a report that paramcorrupt wrote as JSON")
-    return found[1]
 
 
 def _key(row: Row) -> tuple[tuple[str, Scalar], ...]:

@@ -15,7 +15,7 @@ from ._comparing import open_source, report_rows, tensor_rows
 from ._edits import Tally, edits_of
 from ._patching import check_output, write_edited
 from ._safetensors import read_checkpoint, read_metadata
-from ._tabular import Column, Row, Tabular, replacing
+from ._tabular import Column, Row, Tabular, parsed, read, replacing
 from ._weights import is_pickle, read_weights, unwrapped
 from .corruption import Corruption
 from .faults import Faults
@@ -160,7 +160,7 @@ class Difference(Tabular):
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Difference:
         """What `to_json` wrote; ValueError for anything else."""
-        facts, rows = cls._read(path)
+        facts, rows = parsed(read(path), cls.kind, os.fspath(path))
         try:
             a, b, of = (str(facts[key]) for key in ("a", "b", "of"))
             return cls(a, b, tuple(row | {"state": row["state"]} for row in rows), of)
