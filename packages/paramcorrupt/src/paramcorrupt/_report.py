@@ -175,6 +175,14 @@ class Report(Sequence[ReportRow], Tabular):
             more.append(f"In {lost} rounding swallowed most of the change: compare the columns Changed and Non-zero.")
         return [f"{start} {_cost(worst, self._facts)}.", *more]
 
+    def _table(self) -> list[Row]:
+        """What was found before what it was found with."""
+        first = ("group", "predicted", "measured", "accuracy", "random_mean", "random_low", "random_high", "numel")
+        rest = [field.name for field in fields(ReportRow) if field.name not in first]
+        if not any(row.skipped for row in self):
+            rest.remove("skipped")
+        return [{name: row[name] for name in (*first, *rest)} for row in self.rows()]
+
     def _figures(self) -> list[Figure]:
         from ._svg import Bars, Scatter, Series
 

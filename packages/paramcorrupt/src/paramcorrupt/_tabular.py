@@ -58,6 +58,10 @@ class Tabular:
         """Sentences that say what was found. The first is the headline of the page."""
         return [f"{self.kind.capitalize()} of {len(self.rows()):,} rows."]
 
+    def _table(self) -> list[Row]:
+        """The rows as the page shows them."""
+        return self.rows()
+
     def _figures(self) -> list[Figure]:
         """The figures of the page, of which the first is also the plot."""
         return []
@@ -115,7 +119,7 @@ class Tabular:
             self._lead(),
             self.facts(),
             self._figures(),
-            self.rows(),
+            self._table(),
             columns=self.columns,
             highlights=self.highlights,
             version=__version__,
@@ -205,7 +209,7 @@ def weight_hash(model: Any) -> str:
     named = parameters(model, buffers=True, only_floating=False)
     for name, tensor in zip(named.names, named.tensors, strict=True):
         for x in _stored(tensor.detach()):
-            digest.update(f"{name}\0{x.dtype}\0{tuple(x.shape)}\0".encode())
+            digest.update(f"{name}\0{x.dtype}\0{tuple(x.shape)}\0".encode(errors="surrogatepass"))
             _add_bytes(digest, x)
     return digest.hexdigest()
 
@@ -253,5 +257,5 @@ def written(text: str, path: str | os.PathLike[str] | None) -> str:
     """The text, which is also in the file if there is a path."""
     if path is not None:
         with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
     return text

@@ -12,7 +12,7 @@ from warnings import warn
 
 from . import _sums
 from ._groups import groups as groups_of
-from ._progress import track
+from ._progress import check_progress, track
 from ._report import Report, ReportRow, settings, unit_of
 from ._statistics import mean_interval, spearman
 from ._tabular import weight_hash
@@ -105,6 +105,8 @@ def scan(
         _check_count("verify", verify, ' or "all"')
     _check_count("random", random)
     check_seed(seed)
+    check_seed(seed + random)
+    check_progress(progress)
     check_data(data)
     objective = as_objective(loss)
     named = parameters(model)
