@@ -303,6 +303,13 @@ def test_measuring_leaves_no_trace() -> None:
         assert torch.equal(torch.get_rng_state(), random)
 
 
+def test_every_pass_begins_as_the_first() -> None:
+    model, objective = network(), as_objective("cross_entropy")
+    with undisturbed(model, "keep"):
+        assert gradient(model, objective, split(4))[0] == evaluate(model, objective, split(4))
+        assert evaluate(model, objective, split(4)) == evaluate(model, objective, split(4))
+
+
 def test_an_error_leaves_no_trace() -> None:
     model = network()
     model(BATCH).sum().backward()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from . import _ops as _ops
 from .checkpoints import Difference, apply, diff
 from .corruption import Corruption, Selection, corruption, random_corruption, relative, top_n
+from .curve import Curve, CurvePoint, curve
 from .defense import Defense
 from .faults import Faults, bitflip
+from .indicator import Indicator, indicator, multistep
 from .objective import Objective
 from .restoring import Applied, corrupted
 from .scanning import Report, ReportRow, scan
@@ -14,9 +16,12 @@ from .scanning import Report, ReportRow, scan
 __all__ = [
     "Applied",
     "Corruption",
+    "Curve",
+    "CurvePoint",
     "Defense",
     "Difference",
     "Faults",
+    "Indicator",
     "Objective",
     "Report",
     "ReportRow",
@@ -25,7 +30,10 @@ __all__ = [
     "bitflip",
     "corrupted",
     "corruption",
+    "curve",
     "diff",
+    "indicator",
+    "multistep",
     "random_corruption",
     "relative",
     "scan",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar, overload
 
 from torch.nn.functional import cross_entropy
 
 from ._groups import MODEL
 from ._numbers import THIN, number, show
-from ._tabular import Column, Row, Scalar, Tabular, parsed, read
+from ._tabular import Column, Row, Scalar, Tabular, parsed, read, record
 from .corruption import relative
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Report(Sequence[ReportRow], Tabular):
         """
         facts, rows = parsed(document, cls.kind, name)
         try:
-            return cls([_row_from(row) for row in rows], facts)
+            return cls([record(ReportRow, row) for row in rows], facts)
         except ValueError as error:
             raise ValueError(f"{name} is a damaged report: {error}") from error
 
@@ -205,22 +205,6 @@ class Report(Sequence[ReportRow], Tabular):
             axes = ("Predicted rise of the loss", "Measured rise of the loss")
             figures.append(Scatter("How predictions hold", *axes, labels, x, y, note=note))
         return figures
-
-
-_TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float)}
-
-
-def _row_from(row: Row) -> ReportRow:
-    """The row that was written as a dictionary; ValueError unless it has the right names and types."""
-    names = [field.name for field in fields(ReportRow)]
-    if row.keys() != set(names):
-        raise ValueError(f"a row must have {', '.join(names)}, got {', '.join(row)}")
-    for field in fields(ReportRow):
-        kind, _, optional = str(field.type).partition(" | ")
-        x = row[field.name]
-        if not (optional and x is None) and (isinstance(x, bool) or not isinstance(x, _TYPES[kind])):
-            raise ValueError(f"{field.name} of a row must be {field.type}, got {x!r}")
-    return ReportRow(**row)  # type: ignore[arg-type]
 
 
 def settings(groups: Groups, eps: float | relative, p: float, n: int | None, mode: str, steps: int = 1) -> Row:

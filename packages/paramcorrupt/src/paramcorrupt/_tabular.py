@@ -6,8 +6,9 @@ import errno
 import math
 import os
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 Scalar: TypeAlias = str | int | float | bool | None
 Row: TypeAlias = dict[str, Scalar]
+T = TypeVar("T")
 
 VERSION = 1
 _LARGEST_FILE = 1 << 28
@@ -170,6 +172,22 @@ def parsed(document: Any, kind: str, name: str) -> tuple[Row, list[Row]]:
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f"{name} has a damaged list not_finite: {error!r}") from error
     return facts, rows
+
+
+_TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float)}
+
+
+def record(kind: type[T], row: Row) -> T:
+    """The dataclass that was written as a row; ValueError unless it has the right names and types."""
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if row.keys() != set(names):
+        raise ValueError(f"a row must have {', '.join(names)}, got {', '.join(row)}")
+    for field in fields(kind):  # type: ignore[arg-type]
+        name, _, optional = str(field.type).partition(" | ")
+        x = row[field.name]
+        if not (optional and x is None) and (isinstance(x, bool) or not isinstance(x, _TYPES[name])):
+            raise ValueError(f"{field.name} of a row must be {field.type}, got {x!r}")
+    return kind(**row)
 
 
 @contextmanager

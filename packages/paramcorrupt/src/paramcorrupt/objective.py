@@ -275,13 +275,14 @@ def _steps(model: nn.Module, objective: Objective, data: Iterable[Any]) -> Itera
 def evaluate(model: nn.Module, objective: Objective, data: Iterable[Any]) -> Evaluation:
     """The loss and the accuracy over all batches, weighted by their counts; one forward for each.
 
-    A loss that is not finite is a result like any other.
+    A loss that is not finite is a result like any other. Buffers and random numbers are taken back, so that the next
+    pass begins as this one did.
 
     Raises:
         ValueError: the loss of a batch is not 0-d, or no batch has an example.
     """
     tally = _Tally()
-    with torch.no_grad():
+    with _rewound(model), torch.no_grad():
         for step in _steps(model, objective, data):
             tally.add(*step)
     return tally.evaluation()
@@ -296,14 +297,24 @@ def gradient(model: nn.Module, objective: Objective, data: Iterable[Any]) -> tup
 
     Raises:
         ValueError: the loss is not 0-d, not finite, or does not depend on a parameter that requires a gradient.
+        RuntimeError: parameters were written, by the model or by a hook.
     """
+    evaluation, grads = raw_gradient(model, objective, data)
+    if not math.isfinite(evaluation.loss):
+        raise ValueError(f"the loss of the unchanged model must be finite, got {evaluation.loss}")
+    return evaluation, grads
+
+
+def raw_gradient(model: nn.Module, objective: Objective, data: Iterable[Any]) -> tuple[Evaluation, dict[str, Tensor]]:
+    """What `gradient` gives, also where the loss is not finite, which that of corrupted weights need not be."""
     named = parameters(model)
     before = [x.grad for x in named.tensors]
+    versions = [x._version for x in named.tensors]
     tally, unit = _Tally(), 0
     try:
         for x in named.tensors:
             x.grad = None
-        with torch.inference_mode(False), torch.enable_grad():
+        with _rewound(model), torch.inference_mode(False), torch.enable_grad():
             for loss, count, correct in _steps(model, objective, data):
                 tally.add(loss, count, correct)
                 unit = unit or int(count)  # sums of all examples could leave the range of half precision
@@ -314,8 +325,8 @@ def gradient(model: nn.Module, objective: Objective, data: Iterable[Any]) -> tup
     finally:
         for x, grad in zip(named.tensors, before, strict=True):
             x.grad = grad
-    if not math.isfinite(evaluation.loss):
-        raise ValueError(f"the loss of the unchanged model must be finite, got {evaluation.loss}")
+    if written := [name for name, x, v in zip(named.names, named.tensors, versions, strict=True) if x._version != v]:
+        raise RuntimeError(f"parameters must not be written while a gradient is taken, but the model wrote {written}")
     if not grads:
         raise ValueError("loss must depend on parameters that require a gradient, got a gradient of none")
     if unit != evaluation.count:
@@ -323,6 +334,15 @@ def gradient(model: nn.Module, objective: Objective, data: Iterable[Any]) -> tup
             for grad in grads.values():
                 grad.mul_(unit / evaluation.count)
     return evaluation, grads
+
+
+@contextmanager
+def _rewound(model: nn.Module) -> Iterator[None]:
+    around = Surroundings(model)
+    try:
+        yield
+    finally:
+        around.restore()
 
 
 @contextmanager
