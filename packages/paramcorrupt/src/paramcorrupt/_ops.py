@@ -24,6 +24,7 @@ SCHEMAS = {
     "power_sum": "(Tensor[] g, float q, float unit, int key) -> Tensor",
     "select": "(Tensor[] g, int n) -> Tensor",
     "collect": "(Tensor[] g, Tensor threshold) -> (Tensor, Tensor, Tensor)",
+    "top_n": "(Tensor[] g, int n) -> (Tensor, Tensor, Tensor, Tensor)",
     "key_histogram": "(Tensor[] g, int prefix, int prefix_bits, int bits) -> (Tensor, Tensor)",
     "apply_sparse_": "(Tensor(a!)[] w, Tensor offsets, Tensor index, Tensor delta) -> Tensor",
     "restore_sparse_": "(Tensor(a!)[] w, Tensor offsets, Tensor index, Tensor journal) -> ()",
@@ -53,6 +54,12 @@ def _fake_collect(g: Sequence[Tensor], threshold: Tensor) -> tuple[Tensor, Tenso
     offsets = torch.empty(len(g) + 1, dtype=torch.int64, device=_device(g))
     index = offsets.new_empty(n)
     return offsets, index, index.new_empty(index.shape, dtype=_reference.key_dtype(g))
+
+
+def _fake_top_n(g: Sequence[Tensor], n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    threshold = _fake_select(g, n)
+    value = threshold.new_empty(n, dtype=_reference.key_dtype(g))
+    return threshold, threshold.new_empty(len(g) + 1), threshold.new_empty(n), value
 
 
 def _fake_key_histogram(g: Sequence[Tensor], prefix: int, prefix_bits: int, bits: int) -> tuple[Tensor, Tensor]:
@@ -89,6 +96,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "power_sum": _fake_power_sum,
     "select": _fake_select,
     "collect": _fake_collect,
+    "top_n": _fake_top_n,
     "key_histogram": _fake_key_histogram,
     "apply_sparse_": _fake_apply_sparse_,
     "apply_dense_": _fake_apply_dense_,
@@ -131,6 +139,7 @@ grad_stats = torch.ops.paramcorrupt.grad_stats.default
 power_sum = torch.ops.paramcorrupt.power_sum.default
 select = torch.ops.paramcorrupt.select.default
 collect = torch.ops.paramcorrupt.collect.default
+top_n = torch.ops.paramcorrupt.top_n.default
 key_histogram = torch.ops.paramcorrupt.key_histogram.default
 apply_sparse_ = torch.ops.paramcorrupt.apply_sparse_.default
 restore_sparse_ = torch.ops.paramcorrupt.restore_sparse_.default

@@ -32,6 +32,11 @@ def keys(x: Tensor, dtype: torch.dtype) -> Tensor:
     return bits & ((1 << (8 * dtype.itemsize - 1)) - 1)
 
 
+def magnitude(key: int, dtype: torch.dtype) -> float:
+    """The |x| that has a key."""
+    return torch.tensor(key, dtype=_INTEGERS[dtype.itemsize]).view(dtype).item()
+
+
 def _power(x: Tensor, power: float) -> Tensor:
     """sgn(x) |x|^power in float64."""
     x = x.reshape(-1).double()
@@ -92,6 +97,12 @@ def collect(g: Sequence[Tensor], threshold: Tensor) -> tuple[Tensor, Tensor, Ten
         values.append(x.reshape(-1)[place].to(dtype))
     offsets = torch.tensor([0, *counts], device=_device(g)).cumsum(0)
     return offsets, torch.cat(places), torch.cat(values)
+
+
+def top_n(g: Sequence[Tensor], n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `select` gives, and what `collect` then gives."""
+    threshold = select(g, n)
+    return threshold, *collect(g, threshold)
 
 
 def key_histogram(g: Sequence[Tensor], prefix: int, prefix_bits: int, bits: int) -> tuple[Tensor, Tensor]:

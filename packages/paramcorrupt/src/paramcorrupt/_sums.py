@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import _ops
+from . import _ops, _reference
 from ._tensors import logical
 
 if TYPE_CHECKING:
@@ -29,11 +29,13 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chosen:
-    """The n largest magnitudes: `offsets[t]` is where tensor t starts in `index`, row-major, and `value`."""
+    """The n largest magnitudes: `offsets[t]` is where tensor t starts in `index`, row-major, and `value`; the smallest
+    of them, and how many are as small."""
 
     offsets: Tensor
     index: Tensor
     value: Tensor
+    threshold: float
     ties: int
 
 
@@ -94,11 +96,11 @@ def choose(names: Sequence[str], tensors: Sequence[Tensor], n: int, what: str = 
         ValueError: an element is NaN or infinite.
     """
     tensors = [logical(x) for x in tensors]
-    threshold = select(tensors, n)
-    offsets, index, value = _ops.collect(tensors, threshold)
-    if not torch.isfinite(value).all():  # these have the largest keys, so some are always among the chosen
+    threshold, offsets, index, value = _ops.top_n(tensors, n)
+    if not value.sum(dtype=torch.float64).isfinite():  # what is not finite is among the largest
         check_finite(names, _ops.grad_stats(tensors)[:, 4].tolist(), what)
-    return Chosen(offsets, index, value, int(threshold[2]))
+    key, _, ties, _ = threshold.tolist()
+    return Chosen(offsets, index, value, _reference.magnitude(key, value.dtype), ties)
 
 
 def power_sum_above(tensors: Sequence[Tensor], q: float, unit: float, key: int) -> float:

@@ -424,3 +424,9 @@ def collect(g: Sequence[Tensor], threshold: Tensor) -> tuple[Tensor, Tensor, Ten
                 **OPTIONS,
             )
         return edges[made.first], places, values
+
+
+def top_n(g: Sequence[Tensor], n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `select` gives, and what `collect` then gives."""
+    threshold = select(g, n)
+    return threshold, *collect(g, threshold)

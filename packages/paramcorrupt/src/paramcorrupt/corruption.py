@@ -113,7 +113,7 @@ def top_n(tensors: Any, n: int) -> Selection:
     if n is None:
         raise TypeError("n must be an integer, got None")
     chosen = _sums.choose(named.names, named.tensors, check_n(n, _sums.count(named.tensors)), "tensor")
-    return Selection(chosen.offsets, chosen.index, chosen.value, chosen.value.abs().amin().item(), chosen.ties)
+    return Selection(chosen.offsets, chosen.index, chosen.value, chosen.threshold, chosen.ties)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

@@ -15,9 +15,9 @@ struct Bracket {
   K low = -1, high = kLastKey<K>;
 };
 
-// How many keys make sampling them and sorting the candidates that they leave together least work.
+// How many keys make it least work to sample them and to sort the candidates that they leave.
 inline int64_t samples_for(int64_t size, double share) {
-  const double some = 4 * std::sqrt(double(size)), more = std::pow(4 * double(size) * std::sqrt(share), 2.0 / 3);
+  const double some = 2 * std::sqrt(double(size)), more = std::pow(4 * double(size) * std::sqrt(share), 2.0 / 3);
   return int64_t(std::min(some + more, 131072.0));
 }
 
@@ -41,7 +41,7 @@ std::vector<Bits<S>> sample(const Blocks& blocks, int64_t count) {
 
 // Holds the n-th largest key but for about one time in 10,000.
 template <class S>
-Bracket<Bits<S>> bracket(const Blocks& blocks, int64_t n) {
+Bracket<Bits<S>> bracket_of(const Blocks& blocks, int64_t n) {
   using K = Bits<S>;
   const double share = double(n) / double(blocks.size());
   const int64_t count = samples_for(blocks.size(), share);
