@@ -96,7 +96,8 @@ def _unpickle(path: Path, trust: bool) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=not trust)
     except UnpicklingError as error:
-        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if found and not _is_broken(found[1]):
             raise ValueError(
                 f"{path} needs the code of {found[1]} to be loaded, which may do anything: if you trust its source,"
                 " pass trust=True (--trust-pickle)"
@@ -115,6 +116,15 @@ def _unpickle(path: Path, trust: bool) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(x, Tensor):
             raise ValueError(f"{path} must hold tensors by name, got {type(x).__name__} under {name!r}")
     return dict(content)
+
+
+def _is_broken(name: str) -> bool:
+    """Whether this is no name that torch has, as in a file that was cut off."""
+    first, *rest = name.split(".")
+    found: Any = torch
+    for part in rest:
+        found = getattr(found, part, None)
+    return first == "torch" and found is None
 
 
 def _first_line(error: Any) -> str:

@@ -63,7 +63,7 @@ def load(
 
     if reference.startswith("torchvision:"):
         model = _torchvision(reference, weights is None)
-    elif Path(reference).is_dir():
+    elif reference and Path(reference).is_dir():
         model = pretrained(reference, weights is None)
     elif ":" in reference:
         model = _made(reference, "model")
@@ -119,7 +119,7 @@ def data(
     for name, value in (("batch_size", batch_size), ("limit", limit)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if Path(reference).is_dir():
+    if reference and Path(reference).is_dir():
         from ._hub import batches, dataset
 
         return batches(reference, dataset(reference, split), batch_size or 32, limit, model)
@@ -190,8 +190,7 @@ def _named(reference: str, what: str) -> Any:
         ) from None
     for part in path.split("."):
         if not hasattr(found, part):
-            near = [x for x in vars(found) if not x.startswith("_")] if hasattr(found, "__dict__") else []
-            raise ValueError(f"{what} {reference!r} names {part!r}, which is not there: {_among(near)}")
+            raise ValueError(f"{what} {reference!r} names {part!r}, which is not there{_near(part, found)}")
         found = getattr(found, part)
     return found
 
@@ -225,8 +224,13 @@ def _current_folder() -> Iterator[None]:
         sys.path.remove(here)
 
 
-def _among(names: list[str]) -> str:
-    return f"it has {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" if names else "it has nothing"
+def _near(name: str, owner: Any) -> str:
+    """The most similar names that there are."""
+    from difflib import get_close_matches
+
+    names = [x for x in dir(owner) if not x.startswith("_") and not inspect.ismodule(getattr(owner, x, None))]
+    near = get_close_matches(name, names)
+    return f": did you mean {' or '.join(near)}?" if near else ""
 
 
 class _First:
@@ -273,16 +277,13 @@ def _torchvision(reference: str, trained: bool) -> nn.Module:
     if len(rest) > 1 or not name:
         raise ValueError(f"model must be torchvision:NAME or torchvision:NAME:WEIGHTS, got {reference!r}")
     if name not in models.list_models():
-        from difflib import get_close_matches
-
-        near = get_close_matches(name, models.list_models()) or ["resnet18", "vit_b_16"]
-        raise ValueError(f"model {reference!r} is none of torchvision's: did you mean {' or '.join(near)}?")
+        raise ValueError(f"model {reference!r} is none of torchvision's{_near(name, models)}")
     if not trained or wanted == "none":
         return models.get_model(name, weights=None)  # type: ignore[no-any-return]
     try:
         return models.get_model(name, weights=wanted)  # type: ignore[no-any-return]
     except (KeyError, ValueError) as error:
-        has = _among(list(models.get_model_weights(name).__members__))
-        raise ValueError(f"model {reference!r} has no weights {wanted!r}: {has}, none") from error
+        has = ", ".join([*models.get_model_weights(name).__members__, "none"])
+        raise ValueError(f"model {reference!r} has no weights {wanted!r}: it has {has}") from error
     except OSError as error:
         raise OSError(f"weights of {reference!r} cannot be fetched ({error}): pass a file of weights") from error
