@@ -12,6 +12,7 @@ from .indicator import Indicator, indicator, multistep
 from .objective import Objective
 from .restoring import Applied, corrupted
 from .scanning import Report, ReportRow, scan
+from .vulnerability import Protection, Vulnerability, protect, vulnerability_factor
 
 __all__ = [
     "Applied",
@@ -23,9 +24,11 @@ __all__ = [
     "Faults",
     "Indicator",
     "Objective",
+    "Protection",
     "Report",
     "ReportRow",
     "Selection",
+    "Vulnerability",
     "apply",
     "bitflip",
     "corrupted",
@@ -34,9 +37,11 @@ __all__ = [
     "diff",
     "indicator",
     "multistep",
+    "protect",
     "random_corruption",
     "relative",
     "scan",
     "top_n",
+    "vulnerability_factor",
 ]
 __version__ = "1.0.0"

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["Fault", "Faults", "bitflip"]
 
 _STEP = 4096
+_FEW = 64
+"""Faults made ready at once: so few objects that Python's garbage collector is not woken."""
 _WIDTHS = {"multi": 2, "burst": 4}
 
 
@@ -193,13 +195,13 @@ class Faults(Tabular):
     def _one_by_one(self, targets: list[Tensor], injector: Injector) -> Iterator[Fault]:
         for part, x in zip(self.parts, targets, strict=True):
             data = bytes_of(x)
-            for first in range(part.first, part.stop, _STEP * self.width):
-                stop = min(first + _STEP * self.width, part.stop)
+            for first in range(part.first, part.stop, _FEW * self.width):
+                stop = min(first + _FEW * self.width, part.stop)
                 index, mask = in_memory(x, self._byte_index[first:stop]), self._mask[first:stop].to(x.device)
                 clean = data.index_select(0, index)
                 if self._value is not None:
                     mask = mask * self._differs(clean, first, stop)
-                pieces = (piece.split(self.width) for piece in (index, mask, clean))
+                pieces = (piece.view(-1, self.width).unbind() for piece in (index, mask, clean))
                 for fault, *piece in zip(self._faults(part, first, stop), *pieces, strict=True):
                     injector.put(data, *piece)
                     yield fault
@@ -308,7 +310,7 @@ def bitflip(
         >>> model["weight"].tolist()
         [0.0, 0.0]
     """
-    width, value = _checked(fault, width, value)
+    width, value = checked(fault, width, value)
     check_bits(bits)
     seed = check_seed(seed)
     if (rate is None) == (count is None):
@@ -354,7 +356,7 @@ def _with_masked(plan: Faults, tensors: Mapping[str, Tensor]) -> Faults:
     return replace(plan, masked=plan.bits - changed)
 
 
-def _checked(fault: str, width: int | None, value: int | None) -> tuple[int, int | None]:
+def checked(fault: str, width: int | None, value: int | None) -> tuple[int, int | None]:
     if fault not in FAULTS:
         raise ValueError(f"fault must be among {', '.join(FAULTS)}, got {fault!r}")
     if width is not None and fault not in _WIDTHS:
