@@ -8,6 +8,7 @@ from .corruption import Corruption, Selection, corruption, random_corruption, re
 from .curve import Curve, CurvePoint, curve
 from .defense import Defense
 from .faults import Faults, bitflip
+from .gating import Case, Gate, gate
 from .indicator import Indicator, indicator, multistep
 from .objective import Objective
 from .restoring import Applied, corrupted
@@ -16,12 +17,14 @@ from .vulnerability import Protection, Vulnerability, protect, vulnerability_fac
 
 __all__ = [
     "Applied",
+    "Case",
     "Corruption",
     "Curve",
     "CurvePoint",
     "Defense",
     "Difference",
     "Faults",
+    "Gate",
     "Indicator",
     "Objective",
     "Protection",
@@ -35,6 +38,7 @@ __all__ = [
     "corruption",
     "curve",
     "diff",
+    "gate",
     "indicator",
     "multistep",
     "protect",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 _COLORS = ("#5f83ab", "#c63f27", "#8a6d1d", "#2f8a6b", "#7a55a3")
 
@@ -48,8 +49,9 @@ def _bars(figure: Bars, ax: Axes) -> None:
     ax.set_yticks(
         range(shown), [shorten(label) for label in figure.labels[:shown]], family="monospace", fontsize="small"
     )
-    ax.invert_yaxis()
-    ax.set_xlabel(figure.unit)
+    ax.set_ylim(shown - 0.5, -0.5)
+    _unit(ax.xaxis, figure.unit)
+    ax.set_xlabel("" if figure.unit == "%" else figure.unit)
     if len(figure.series) > 1:
         ax.legend(loc="lower right")
 
@@ -77,6 +79,7 @@ def _columns(figure: Columns, ax: Axes) -> None:
     ax.set_xticks(places, figure.labels, fontsize="small")
     _apply(ax, "y", figure.axis())
     _name_axes(ax, figure.x_label, figure.y_label)
+    _unit(ax.yaxis, figure.unit)
 
 
 def _lines(figure: Lines, ax: Axes) -> None:
@@ -90,6 +93,7 @@ def _lines(figure: Lines, ax: Axes) -> None:
     _name_axes(ax, figure.x_label, figure.y_label)
     _apply(ax, "x", suited(finite(figure.x)))
     _apply(ax, "y", suited([v for s in figure.series for v in s.drawn()], zero=True))
+    _unit(ax.yaxis, figure.unit)
     if len(figure.series) > 1:
         ax.legend()
 
@@ -100,8 +104,8 @@ def _scatter(figure: Scatter, ax: Axes) -> None:
     _apply(ax, "x", both)
     _apply(ax, "y", both)
     ax.plot([both.low, both.high], [both.low, both.high], color="0.7", linestyle="--", linewidth=1)
-    ax.scatter([x for _, x, _ in points], [y for _, _, y in points], color=_COLORS[0])
-    for i, x, y in points[: figure.named]:
+    ax.scatter([x for _, x, _ in points], [y for _, _, y in points], color=_COLORS[1], s=24)
+    for i, x, y in figure.labelled(both):
         side = "right" if both(x) > 50 else "left"
         offset = (-8 if side == "right" else 8, -3)
         text = shorten(figure.labels[i])
@@ -114,6 +118,11 @@ def _scatter(figure: Scatter, ax: Axes) -> None:
 def _name_axes(ax: Axes, x: str, y: str) -> None:
     ax.set_xlabel(x)
     ax.set_ylabel(y)
+
+
+def _unit(axis: Axis, unit: str) -> None:
+    if unit == "%":
+        axis.set_major_formatter(need("matplotlib.ticker", "plot", "plot").PercentFormatter(1))
 
 
 def _apply(ax: Axes, axis: str, scale: Scale) -> None:

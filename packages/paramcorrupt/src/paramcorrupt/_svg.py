@@ -177,10 +177,10 @@ class Scatter(_Axes):
         pairs = enumerate(zip(self.x, self.y, strict=True))
         return sorted(((i, x, y) for i, (x, y) in pairs if can_be_drawn(x) and can_be_drawn(y)), key=lambda p: -p[2])
 
-    def _named(self, points: list[tuple[int, float, float]], both: Scale) -> list[tuple[int, float, float]]:
+    def labelled(self, both: Scale) -> list[tuple[int, float, float]]:
         """The highest points, without those whose label would lie on another."""
         chosen: list[tuple[int, float, float]] = []
-        for point in points:
+        for point in self.points():
             if all(abs(both(point[2]) - both(y)) > 5 for _, _, y in chosen):
                 chosen.append(point)
         return chosen[: self.named]
@@ -192,7 +192,7 @@ class Scatter(_Axes):
         for i, x, y in points:
             tip = _title(f"{self.labels[i]}: {self.x_label} {number(x)}, {self.y_label} {number(y)}")
             body += _tag("circle", tip, class_="mark s1", cx=_at(both(x)), cy=_at(100 - both(y)), r="5")
-        for i, x, y in self._named(points, both):
+        for i, x, y in self.labelled(both):
             place = {
                 "class_": f"name {'left' if both(x) > 50 else 'right'}",
                 "x": _at(both(x)),
