@@ -417,6 +417,12 @@ def test_a_figure_has_a_mark_with_a_tooltip_for_each_value(kind: str) -> None:
     Elements(drawn)
 
 
+def test_a_series_has_its_colour_in_the_legend_and_on_its_marks() -> None:
+    drawn = Lines("A", "x", "y", [1.0], [Series("s", [1.0], color=2), Series("t", [2.0])]).svg()
+    assert re.findall('<li><i class="(s.)"', drawn) == ["s2", "s1"]
+    assert re.findall('class="mark (s.)"', drawn) == ["s2", "s1"]
+
+
 def test_a_band_is_behind_the_line_that_has_intervals() -> None:
     assert FIGURES["lines"].svg().count("<polygon") == 1
 

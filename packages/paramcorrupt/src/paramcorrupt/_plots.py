@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ._extras import need
 from ._numbers import Scale, can_be_drawn, finite, suited
-from ._svg import MOST_ROWS, Bars, Columns, Figure, Heat, Lines, Scatter, shorten
+from ._svg import MOST_ROWS, Bars, Columns, Figure, Heat, Lines, Scatter, palette, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,9 +41,9 @@ def draw(figure: Figure, ax: Axes | None = None) -> Axes:
 def _bars(figure: Bars, ax: Axes) -> None:
     shown = min(len(figure.labels), MOST_ROWS)
     height = 0.8 / len(figure.series)
-    for j, series in enumerate(figure.series):
+    for j, (series, color) in enumerate(zip(figure.series, palette(figure.series), strict=True)):
         places = [i - 0.4 + (j + 0.5) * height for i in range(shown)]
-        ax.barh(places, _drawn(series.values[:shown]), height, label=series.name, color=_COLORS[j % len(_COLORS)])
+        ax.barh(places, _drawn(series.values[:shown]), height, label=series.name, color=_COLORS[color])
         spans = [(at, *span) for i, at in enumerate(places) if (span := series.interval(i))]
         ax.hlines([at for at, _, _ in spans], [low for _, low, _ in spans], [high for _, _, high in spans], "0.3")
     ax.set_yticks(
@@ -72,7 +72,7 @@ def _heat(figure: Heat, ax: Axes) -> None:
 def _columns(figure: Columns, ax: Axes) -> None:
     colors = figure.colors or [0] * len(figure.labels)
     places = range(len(figure.labels))
-    ax.bar(places, _drawn(figure.series.values), color=[_COLORS[c % len(_COLORS)] for c in colors])
+    ax.bar(places, _drawn(figure.series.values), color=[_COLORS[c] for c in colors])
     for i in places:
         if span := figure.series.interval(i):
             ax.vlines(i, *span, colors="0.3")
@@ -83,8 +83,8 @@ def _columns(figure: Columns, ax: Axes) -> None:
 
 
 def _lines(figure: Lines, ax: Axes) -> None:
-    for j, series in enumerate(figure.series):
-        color = _COLORS[j % len(_COLORS)]
+    for series, number in zip(figure.series, palette(figure.series), strict=True):
+        color = _COLORS[number]
         ax.plot(figure.x, _drawn(series.values), color=color, marker="o", markersize=4, label=series.name)
         spans = [(x, *span) for i, x in enumerate(figure.x) if (span := series.interval(i))]
         if spans:

@@ -196,6 +196,8 @@ class Report(Sequence[ReportRow], Tabular):
             bars.append(Series("random change of the same size", [row.random_mean for row in drawn], low, high))
         unit = f" in {self._facts['unit']}" if self._facts.get("unit") else ""
         note = f"Rise of the loss{unit} when each group alone is changed by {budget(self._facts)}."
+        if self._facts.get("grouping") == MODEL:
+            note = f"Rise of the loss{unit} when all weights are changed by {budget(self._facts, 'their')}."
         figures: list[Figure] = [
             Bars("What a small change of each group costs", [row.group for row in drawn], bars, note=note)
         ]

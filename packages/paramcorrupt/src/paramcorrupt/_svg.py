@@ -18,8 +18,14 @@ if TYPE_CHECKING:
     Values: TypeAlias = Sequence[float | None]
 
 MOST_ROWS = 40
+COLORS = 5
 _MOST_TICKS = 16
 _LONGEST_NAME = 44
+
+
+def palette(series: Sequence[Series]) -> list[int]:
+    """The number of the colour of each."""
+    return [(j if s.color is None else s.color) % COLORS for j, s in enumerate(series)]
 
 
 def shorten(name: str, most: int = _LONGEST_NAME) -> str:
@@ -36,6 +42,8 @@ class Series:
     values: Values
     low: Values | None = None
     high: Values | None = None
+    color: int | None = None
+    """Which of the colours of the page, where it is not the one of its place."""
 
     def interval(self, i: int) -> tuple[float, float] | None:
         """The interval of the i-th value, where there is one that can be drawn."""
@@ -89,7 +97,7 @@ class Bars(Figure):
         return self._framed(
             "bars",
             body,
-            above=_legend(s.name for s in self.series),
+            above=_legend([s.name for s in self.series], palette(self.series)),
             more=more,
             style=f"{style};--series:{len(self.series)}",
         )
@@ -97,11 +105,12 @@ class Bars(Figure):
     def _row(self, i: int, label: str, axis: Scale) -> str:
         parts = [_row_label(label)]
         given = [(j, series, value) for j, series in enumerate(self.series) if (value := series.values[i]) is not None]
+        colors = palette(self.series)
         for slot, (j, series, value) in enumerate(given):
             place = f"--j:{slot + (len(self.series) - len(given)) / 2:g}"  # together in the middle of the row
             low, high = _extent(axis, value)
             tip = _title(f"{label}, {series.name}: {series.describe(i, self.unit)}")
-            parts.append(_tag("rect", tip, class_=f"mark s{j}", style=place, x=_at(low), width=_at(high - low)))
+            parts.append(_tag("rect", tip, class_=f"mark s{colors[j]}", style=place, x=_at(low), width=_at(high - low)))
             if span := series.interval(i):
                 ends = {"x1": _at(axis(span[0])), "x2": _at(axis(span[1]))}
                 parts.append(_tag("line", class_="whisker", style=place, **ends))
@@ -212,10 +221,14 @@ class Lines(_Axes):
 
     def svg(self) -> str:
         x, y = suited(finite(self.x)), suited([v for s in self.series for v in s.drawn()], zero=True)
-        body = _upright_grid(x) + "".join(self._line(j, s, x, y) for j, s in enumerate(self.series))
-        return self._plotted("lines", y, body, above=_legend(s.name for s in self.series), unit=self.unit)
+        body = _upright_grid(x) + "".join(
+            self._line(s, color, x, y) for s, color in zip(self.series, palette(self.series), strict=True)
+        )
+        return self._plotted(
+            "lines", y, body, above=_legend([s.name for s in self.series], palette(self.series)), unit=self.unit
+        )
 
-    def _line(self, j: int, series: Series, x: Scale, y: Scale) -> str:
+    def _line(self, series: Series, color: int, x: Scale, y: Scale) -> str:
         line, upper, lower, marks = [], [], [], ""
         for i, value in enumerate(series.values):
             if not can_be_drawn(value):
@@ -226,9 +239,9 @@ class Lines(_Axes):
                 lower.append((left, 100 - y(span[0])))
                 upper.append((left, 100 - y(span[1])))
             tip = _title(f"{series.name} at {number(self.x[i])}: {series.describe(i, self.unit)}")
-            marks += _tag("circle", tip, class_=f"mark s{j}", cx=_at(left), cy=_at(down), r="4")
-        band = _tag("polygon", class_=f"band s{j}", points=_points(lower + upper[::-1])) if lower else ""
-        shape = band + _tag("polyline", class_=f"line s{j}", points=_points(line))
+            marks += _tag("circle", tip, class_=f"mark s{color}", cx=_at(left), cy=_at(down), r="4")
+        band = _tag("polygon", class_=f"band s{color}", points=_points(lower + upper[::-1])) if lower else ""
+        shape = band + _tag("polyline", class_=f"line s{color}", points=_points(line))
         whole = {"viewBox": "0 0 100 100", "preserveAspectRatio": "none", "width": "100%", "height": "100%"}
         return _tag("svg", shape, **whole) + marks
 
@@ -255,7 +268,7 @@ class Columns(_Axes):
     def svg(self) -> str:
         y = self.axis()
         body = "".join(self._column(i, label, y) for i, label in enumerate(self.labels)) + _names_below(self.labels)
-        return self._plotted("columns", y, body, above=_legend(self.kinds), unit=self.unit)
+        return self._plotted("columns", y, body, above=_legend(self.kinds, range(len(self.kinds))), unit=self.unit)
 
     def _column(self, i: int, label: str, y: Scale) -> str:
         value, width = self.series.values[i], 100 / len(self.labels)
@@ -314,8 +327,10 @@ def _size(names: Sequence[str]) -> tuple[str, str]:
     return more, f"--rows:{shown};--label:{widest}ch"
 
 
-def _legend(names: Iterable[str]) -> str:
-    items = [_tag("li", _tag("i", class_=f"s{j}"), escape(name)) for j, name in enumerate(names)]
+def _legend(names: Sequence[str], numbers: Sequence[int]) -> str:
+    items = [
+        _tag("li", _tag("i", class_=f"s{color}"), escape(name)) for name, color in zip(names, numbers, strict=True)
+    ]
     return _tag("ul", *items, class_="legend") if len(items) > 1 else ""
 
 

@@ -143,22 +143,22 @@ class Curve(Sequence[CurvePoint], Tabular):
 
         x = sorted({point.eps for point in self._points})
 
-        def drawn(name: str, kind: str, field: str, *, band: bool = False) -> Series:
+        def drawn(name: str, kind: str, field: str, color: int, *, band: bool = False) -> Series:
             at = {point.eps: point for point in self._of(kind)}
             low, high = ([getattr(at[eps], end) if eps in at else None for eps in x] for end in ("low", "high"))
             values = [getattr(at[eps], field) if eps in at else None for eps in x]
-            return Series(name, values, low if band else None, high if band else None)
+            return Series(name, values, low if band else None, high if band else None, color)
 
         rises, accuracies = [], []
         if self._of("gradient"):
             rises += [
-                drawn("worst, measured", "gradient", "measured"),
-                drawn("worst, predicted", "gradient", "predicted"),
+                drawn("worst, measured", "gradient", "measured", 1),
+                drawn("worst, predicted", "gradient", "predicted", 0),
             ]
-            accuracies.append(drawn("worst", "gradient", "accuracy"))
+            accuracies.append(drawn("worst", "gradient", "accuracy", 1))
         if self._of("random"):
-            rises.append(drawn("random", "random", "measured", band=True))
-            accuracies.append(drawn("random", "random", "accuracy"))
+            rises.append(drawn("random", "random", "measured", 2, band=True))
+            accuracies.append(drawn("random", "random", "accuracy", 2))
         eps = f"\u03b5, the {number(self._facts['p'])}-norm of the corruption"
         figures: list[Figure] = [Lines("What corruptions of a size cost", eps, "Rise of the loss", x, rises)]
         if any(point.accuracy is not None for point in self._points):
