@@ -26,7 +26,8 @@ class Wrapper(Optimizer):
         self.base_optimizer = base_optimizer
         base_optimizer.defaults.setdefault("perturb", True)
         for group in base_optimizer.param_groups:
-            check_perturb(group.setdefault("perturb", True))
+            group.setdefault("perturb", True)
+            is_perturbed(group)
         self._begin_life()
 
     def _begin_life(self) -> None:
@@ -62,7 +63,7 @@ class Wrapper(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters and their options, among these `perturb`, to the base optimizer."""
         if isinstance(param_group, dict):
-            check_perturb(param_group.get("perturb", True))
+            is_perturbed(param_group)
         self.base_optimizer.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
@@ -82,8 +83,8 @@ class Wrapper(Optimizer):
             replaced = before(self, state_dict)
             state_dict = state_dict if replaced is None else replaced
         for group in state_dict["param_groups"]:
-            check_perturb(group.get("perturb", True))
-        perturb = [group["perturb"] for group in self.param_groups]
+            is_perturbed(group)
+        perturb = list(map(is_perturbed, self.param_groups))
         self.base_optimizer.load_state_dict(state_dict)
         for group, own in zip(self.param_groups, perturb, strict=True):
             group.setdefault("perturb", own)
@@ -99,6 +100,13 @@ class Wrapper(Optimizer):
         self._begin_life()
 
 
-def check_perturb(value: object) -> None:
+def is_perturbed(group: dict[str, Any]) -> bool:
+    """Whether the parameters of a group are corrupted: a checkpoint of the base optimizer does not tell.
+
+    Raises:
+        TypeError: the group has something else than True or False.
+    """
+    value = group.get("perturb", True)
     if not isinstance(value, bool):
         raise TypeError(f"perturb must be True or False in every group, got {value!r}")
+    return value

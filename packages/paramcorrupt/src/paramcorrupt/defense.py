@@ -16,7 +16,7 @@ from ._ascent import Ascent, Rule, Stats, wide
 from ._passes import Passes
 from ._shards import is_sharded, local, local_gradient
 from ._tensors import check_device, check_eps, check_n, check_p, check_tensor, logical, parameters
-from ._wrapping import Wrapper
+from ._wrapping import Wrapper, is_perturbed
 from .corruption import relative
 from .restoring import uninterrupted
 
@@ -216,7 +216,7 @@ class Defense(Wrapper):
             Whether all gradients were finite. If not, those that are not stay in `.grad`.
         """
         stats = Stats.of(grads)
-        chosen = [p for group in self.param_groups if group["perturb"] for p in group["params"] if p in grads]
+        chosen = [p for group in self.param_groups if is_perturbed(group) for p in group["params"] if p in grads]
         if not stats.is_finite or not chosen or not (self.eps.r if isinstance(self.eps, relative) else self.eps):
             return stats.is_finite
         scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
@@ -301,7 +301,7 @@ class Defense(Wrapper):
                     name = given[k] if k < len(given) and given[k] not in taken else f"{number}.{k}"
                     names[p] = name
                     taken.add(name)
-                if group["perturb"] and p.requires_grad:
+                if is_perturbed(group) and p.requires_grad:
                     chosen.append((names[p], p))
         for name, p in chosen:
             check_tensor(f"parameter {name!r}", local(p) if is_sharded(p) else p)
