@@ -82,7 +82,7 @@ class Sparse:
         from .restoring import Written
 
         if not self.index.numel():
-            return Written(0, 0.0, lambda: None)
+            return Written(0, 0.0, lambda: None, whole=False)
         device = targets[0].device
         offsets, index, delta = (x.to(device) for x in (self.offsets, self.index, self.delta))
         limits = offsets.tolist()
@@ -164,7 +164,7 @@ def _write(
                     _ops.restore_compact_(weights, z, scale, power, *residual)
                     torch.autograd.graph.increment_version(weights)
 
-    return Written(changed, _joined(norms, p), undo)
+    return Written(changed, _joined(norms, p), undo, whole=keep == "backup")
 
 
 def _version(x: Tensor) -> int | None:
