@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from . import _reference
 
@@ -29,6 +30,11 @@ SCHEMAS = {
     "apply_sparse_": "(Tensor(a!)[] w, Tensor offsets, Tensor index, Tensor delta) -> Tensor",
     "restore_sparse_": "(Tensor(a!)[] w, Tensor offsets, Tensor index, Tensor journal) -> ()",
     "apply_dense_": "(Tensor(a!)[] w, Tensor[] base, Tensor[] g, float scale, float power) -> Tensor",
+    "apply_backup_": "(Tensor(a!)[] w, Tensor[] g, float scale, float power) -> (Tensor, Tensor)",
+    "restore_backup_": "(Tensor(a!)[] w, Tensor backup) -> ()",
+    "apply_compact_": "(Tensor(a!)[] w, Tensor[] g, float scale, float power) -> (Tensor, Tensor, Tensor, Tensor)",
+    "restore_compact_": "(Tensor(a!)[] w, Tensor[] g, float scale, float power, Tensor codes, Tensor starts,"
+    " Tensor bits) -> ()",
     "ascend_project_": "(Tensor(a!)[] a, Tensor[] g, float step, float power, Tensor threshold, float shrink,"
     " float clip, float scale) -> ()",
     "random_fill_": "(Tensor(a!)[] a, int seed, int offset, float p) -> Tensor",
@@ -75,6 +81,17 @@ def _fake_apply_dense_(w: Sequence[Tensor], *args: object) -> Tensor:
     return torch.empty(2, dtype=torch.float64, device=_device(w))
 
 
+def _fake_apply_backup_(w: Sequence[Tensor], *args: object) -> tuple[Tensor, Tensor]:
+    size = sum(_reference.lines(x.numel() * x.element_size()) for x in w)
+    return _fake_apply_dense_(w), torch.empty(size, dtype=torch.uint8, device=_device(w))
+
+
+def _fake_apply_compact_(w: Sequence[Tensor], *args: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    codes = torch.empty(sum(_reference.code_bytes(x) for x in w), dtype=torch.uint8, device=_device(w))
+    starts = codes.new_empty(sum(_reference.pieces(x) for x in w) + 1, dtype=torch.int64)
+    return _fake_apply_dense_(w), codes, starts, codes.new_empty(torch.library.get_ctx().new_dynamic_size())
+
+
 def _fake_random_fill_(a: Sequence[Tensor], *args: object) -> Tensor:
     return torch.empty((), dtype=torch.float64, device=_device(a))
 
@@ -100,6 +117,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "key_histogram": _fake_key_histogram,
     "apply_sparse_": _fake_apply_sparse_,
     "apply_dense_": _fake_apply_dense_,
+    "apply_backup_": _fake_apply_backup_,
+    "apply_compact_": _fake_apply_compact_,
     "random_fill_": _fake_random_fill_,
     "sample_bits": _fake_sample_bits,
 }
@@ -135,16 +154,34 @@ KERNELS = {
 }
 """The device types on which each operator has a kernel of its own."""
 
+
+def _writing(name: str) -> Callable[..., Any]:
+    """The operator. The dispatcher does not raise the version counters of what such an operator writes: after this call
+    a backward pass through what was overwritten fails."""
+    operator = getattr(torch.ops.paramcorrupt, name).default
+
+    def call(written: Any, *args: Any) -> Any:
+        result = operator(written, *args)
+        increment_version(written)
+        return result
+
+    return call
+
+
 grad_stats = torch.ops.paramcorrupt.grad_stats.default
 power_sum = torch.ops.paramcorrupt.power_sum.default
 select = torch.ops.paramcorrupt.select.default
 collect = torch.ops.paramcorrupt.collect.default
 top_n = torch.ops.paramcorrupt.top_n.default
 key_histogram = torch.ops.paramcorrupt.key_histogram.default
-apply_sparse_ = torch.ops.paramcorrupt.apply_sparse_.default
-restore_sparse_ = torch.ops.paramcorrupt.restore_sparse_.default
-apply_dense_ = torch.ops.paramcorrupt.apply_dense_.default
-ascend_project_ = torch.ops.paramcorrupt.ascend_project_.default
-random_fill_ = torch.ops.paramcorrupt.random_fill_.default
 sample_bits = torch.ops.paramcorrupt.sample_bits.default
-xor_bits_ = torch.ops.paramcorrupt.xor_bits_.default
+apply_sparse_ = _writing("apply_sparse_")
+restore_sparse_ = _writing("restore_sparse_")
+apply_dense_ = _writing("apply_dense_")
+apply_backup_ = _writing("apply_backup_")
+restore_backup_ = _writing("restore_backup_")
+apply_compact_ = _writing("apply_compact_")
+restore_compact_ = _writing("restore_compact_")
+ascend_project_ = _writing("ascend_project_")
+random_fill_ = _writing("random_fill_")
+xor_bits_ = _writing("xor_bits_")

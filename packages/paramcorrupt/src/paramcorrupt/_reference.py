@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _MASK = 0xFFFFFFFF
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -168,6 +168,100 @@ def apply_dense_(
             size = torch.maximum(size, moved.amax()) if p == math.inf else size + (moved**p).sum()
         x.view(-1).copy_(new)
     return torch.stack([changed, size if p == math.inf else size ** (1 / p)])
+
+
+def lines(size: int) -> int:
+    """The bytes rounded up to lines of a cache."""
+    return -(-size // 64) * 64
+
+
+def apply_backup_(w: Sequence[Tensor], g: Sequence[Tensor], scale: float, power: float) -> tuple[Tensor, Tensor]:
+    """w += scale sgn(g) |g|^power: what `apply_dense_` says of it, and the bytes that were there, line by line."""
+    backup = torch.zeros(sum(lines(x.numel() * x.element_size()) for x in w), dtype=torch.uint8, device=_device(w))
+    for x, kept in _each_backup(w, backup):
+        kept.copy_(x)
+    return apply_dense_(w, w, g, scale, power), backup
+
+
+def restore_backup_(w: Sequence[Tensor], backup: Tensor) -> None:
+    for x, kept in _each_backup(w, backup):
+        x.copy_(kept)
+
+
+def _each_backup(w: Sequence[Tensor], backup: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The bytes of each tensor and where they are kept."""
+    first = 0
+    for x in w:
+        content = x.view(-1).view(torch.uint8)
+        yield content, backup[first : first + content.numel()]
+        first += lines(content.numel())
+
+
+_PIECE = 32768  # elements whose escapes can be found without those before
+_TILE = 256  # elements whose codes are together: byte j has those of elements j, j + 64, j + 128, j + 192
+
+
+def pieces(x: Tensor) -> int:
+    return -(-x.numel() // _PIECE)
+
+
+def code_bytes(x: Tensor) -> int:
+    """The bytes of the codes of a tensor."""
+    return -(-x.numel() // _TILE) * (_TILE // 4)
+
+
+def _near(w: Tensor, a: Tensor) -> Tensor:
+    """The bits of w - a, which are near to those of the weight that w was before."""
+    return _sum_of(w, -a).view(_INTEGERS[w.element_size()])
+
+
+def apply_compact_(
+    w: Sequence[Tensor], g: Sequence[Tensor], scale: float, power: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """w += scale sgn(g) |g|^power: what `apply_dense_` says of it, and what undoes it.
+
+    How far the bits of a weight were from those of round(w - a), in units of the last place, is its code of two bits:
+    0, 1 for -1, 2 for 1, and 3 for any other, an escape. Of each piece of a tensor it is said where the escapes start
+    among the bytes of all weights that escaped.
+    """
+    clean = [x.view(-1).clone() for x in w]
+    summary = apply_dense_(w, w, g, scale, power)
+    packed, counts, escaped = [], [], []
+    for x, old, grad in zip(w, clean, g, strict=True):
+        distance = old.view(_INTEGERS[x.element_size()]) - _near(x.view(-1), scale * _power(grad, power))
+        code = torch.full_like(distance, 3, dtype=torch.uint8)
+        for value, name in enumerate((0, -1, 1)):
+            code[distance == name] = value
+        quarters = code.new_zeros(4 * code_bytes(x))
+        quarters[: code.numel()] = code
+        quarters = quarters.view(-1, 4, _TILE // 4)
+        packed.append((quarters[:, 0] | quarters[:, 1] << 2 | quarters[:, 2] << 4 | quarters[:, 3] << 6).flatten())
+        counts += [int((part == 3).sum()) * x.element_size() for part in code.split(_PIECE) if part.numel()]
+        escaped.append(old[code == 3].view(torch.uint8))
+    starts = torch.tensor([0, *counts], device=_device(w)).cumsum(0)
+    none = torch.empty(0, dtype=torch.uint8, device=_device(w))
+    return summary, torch.cat([none, *packed]), starts, torch.cat([none, *escaped])
+
+
+def restore_compact_(
+    w: Sequence[Tensor],
+    g: Sequence[Tensor],
+    scale: float,
+    power: float,
+    codes: Tensor,
+    starts: Tensor,
+    bits: Tensor,
+) -> None:
+    first, piece = 0, 0
+    for x, grad in zip(w, g, strict=True):
+        size, count = code_bytes(x), pieces(x)
+        quarters = codes[first : first + size].view(-1, 1, _TILE // 4)
+        code = torch.cat([quarters >> shift & 3 for shift in (0, 2, 4, 6)], 1).flatten()[: x.numel()]
+        near = _near(x.view(-1), scale * _power(grad, power))
+        near += (code >> 1).to(near.dtype) - (code & 1).to(near.dtype)
+        near[code == 3] = bits[starts[piece] : starts[piece + count]].clone().view(near.dtype)
+        x.view(-1).copy_(near.view(x.dtype))
+        first, piece = first + size, piece + count
 
 
 def ascend_project_(

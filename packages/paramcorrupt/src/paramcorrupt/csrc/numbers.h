@@ -45,6 +45,9 @@ template <class S>
 using Arithmetic = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
 template <class S>
+using Signed = std::conditional_t<sizeof(S) == 8, int64_t, std::conditional_t<sizeof(S) == 4, int32_t, int16_t>>;
+
+template <class S>
 inline constexpr bool kSmall = sizeof(S) == 2;
 
 inline float widen(float x) { return x; }
