@@ -139,8 +139,10 @@ def _launcher(name: str) -> Callable[..., Any]:
     return launch
 
 
+# Without a tensor there is no device to choose. What undoes dense changes is plain PyTorch there.
+_WITHOUT_TRITON = {"sample_bits", "apply_backup_", "restore_backup_", "apply_compact_", "restore_compact_"}
 if find_spec("triton"):
-    for _name in SCHEMAS.keys() - {"sample_bits"}:  # without a tensor there is no device to choose
+    for _name in SCHEMAS.keys() - _WITHOUT_TRITON:
         torch.library.impl(f"paramcorrupt::{_name}", "CUDA", _launcher(_name))
 
 _KEYS = {"cpu": "CPU", "cuda": "CUDA"}
