@@ -198,8 +198,8 @@ def test_a_gate_is_json_csv_and_a_page(model, batches) -> None:
     assert document["facts"]["passed"] is False
     assert document["report"]["rows"][0]["group"] == "model"
     assert found.to_csv().startswith("rule,passed,value,limit,group,message\n")
-    assert "<h1>The gate is not passed: Changing all weights by \u03b5 = 1 costs" in found.to_html()
-    assert "<h1>The gate is passed." in gate(model, "cross_entropy", batches, eps=1.0, max_drop=99.0).to_html()
+    assert "<h1>Not passed. Changing all weights by \u03b5 = 1 costs" in found.to_html()
+    assert "<h1>Passed. Changing all weights" in gate(model, "cross_entropy", batches, eps=1.0, max_drop=99.0).to_html()
     assert isinstance(found.report, Report)
 
 

@@ -106,9 +106,8 @@ class Gate(Tabular):
 
     def _lead(self) -> list[str]:
         broken = [case.message for case in self.cases if not case.passed]
-        if not broken:
-            return ["The gate is passed.", *(case.message for case in self.cases)]
-        return [f"The gate is not passed: {broken[0]}", *broken[1:]]
+        first, *more = broken or [case.message for case in self.cases]
+        return [f"{'Not passed' if broken else 'Passed'}. {first}", *more]
 
     def _figures(self) -> list[Figure]:
         return self.report._figures()
