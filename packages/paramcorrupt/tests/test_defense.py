@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim import SGD, Adam
+from torch.optim import SGD, Adadelta, Adam
 
-from paramcorrupt import Defense, relative
+from paramcorrupt import Defense, multistep, relative
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -204,7 +204,7 @@ def test_without_a_budget_it_is_the_base_optimizer_bit_for_bit(options: dict[str
     assert torch.equal(ours[1].num_batches_tracked, theirs[1].num_batches_tracked)
 
 
-def test_micro_batches_make_what_the_whole_batch_makes() -> None:
+def test_micro_batches_make_what_the_whole_placesmakes() -> None:
     models = perceptron(torch.float64), perceptron(torch.float64)
     for model, parts in zip(models, (1, 4), strict=True):
         optimizer = Defense(model, SGD, lr=0.1, eps=0.3)
@@ -336,3 +336,41 @@ def test_what_the_closure_raises_leaves_weights_and_states_as_they_were(call: in
     assert model[1].num_batches_tracked == 2  # as the clean pass left it
     optimizer.step(closure_of(model, optimizer, 1))
     assert not torch.equal(flat(model.parameters()), parameters)
+
+
+# --- what it is for -------------------------------------------------------------------------------------------------
+
+
+def trained(seed: int, eps: float, data: tuple[Tensor, Tensor]) -> nn.Module:
+    """A perceptron, defended in the second half of its training."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    optimizer = Defense(model, Adadelta, lr=1.0, eps=0.0)
+    for epoch in range(20):
+        optimizer.eps = eps if epoch >= 10 else 0.0
+        for places in torch.randperm(400).split(50):
+            x, y = data[0][places], data[1][places]
+
+            def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
+                optimizer.zero_grad()
+                loss = cross_entropy(model(x), y)
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+    return model
+
+
+def test_defended_weights_withstand_an_attack_that_others_do_not() -> None:
+    draw = torch.Generator().manual_seed(0)
+    y = torch.arange(10).repeat(60)
+    x = torch.randn(10, 64, generator=draw)[y] + 1.5 * torch.randn(600, 64, generator=draw)
+    gains = []
+    for seed in range(3):
+        normal, defended = (
+            multistep(trained(seed, eps, (x[:400], y[:400])), "cross_entropy", [(x[400:], y[400:])], eps=2, steps=10)
+            for eps in (0.0, 2.0)
+        )
+        assert defended.accuracy >= normal.accuracy - 0.01
+        gains.append(defended.accuracy_corrupted - normal.accuracy_corrupted)
+    assert sum(gains) / 3 > 0.08
