@@ -115,16 +115,16 @@ def extra_memory(n: int, context: Context, outcome: Outcome) -> None:
 
 
 def large(share: float, least: float, *, everywhere: bool = False) -> Race:
-    """A hundred million elements where it is the headline or time does not matter, else twenty."""
+    """A hundred million elements where it is the headline or time does not matter, else ten."""
 
     def size(context: Context) -> int:
-        return context.pick(100_000, 100_000_000 if everywhere else 20_000_000, 100_000_000)
+        return context.pick(100_000, 100_000_000 if everywhere else 10_000_000, 100_000_000)
 
     def n(context: Context) -> int:
         return max(1, round(share * size(context)))
 
     return Race(
-        f"top_n of {'100' if everywhere else '20 to 100'} million, one of {1 / share:,.0f}",
+        f"top_n of {'100' if everywhere else '10 to 100'} million, one of {1 / share:,.0f}",
         "Indices and values of the largest magnitudes of four float32 tensors together, one thread. Peers join the "
         "tensors first; partition gives no indices.",
         lambda context: contestants(gradients(size(context)), n(context)),
@@ -183,7 +183,7 @@ def small(n: int) -> Race:
 
 
 def threads(context: Context) -> Builders:
-    g, n = gradients(context.pick(100_000, 20_000_000, 100_000_000)), context.pick(1000, 200_000, 1_000_000)
+    g, n = gradients(context.pick(100_000, 10_000_000, 100_000_000)), context.pick(1000, 100_000, 1_000_000)
     return {
         f"{OURS}, {count} thread{'s' * (count > 1)}": partial(Contestant, partial(paramcorrupt.top_n, g, n), count)
         for count in dict.fromkeys((cores(), 1))
@@ -191,7 +191,7 @@ def threads(context: Context) -> Builders:
 
 
 def threads_agree(context: Context) -> str:
-    g, n = gradients(context.pick(100_000, 20_000_000, 100_000_000)), context.pick(1000, 200_000, 1_000_000)
+    g, n = gradients(context.pick(100_000, 10_000_000, 100_000_000)), context.pick(1000, 100_000, 1_000_000)
     one = paramcorrupt.top_n(g, n)
     torch.set_num_threads(cores())
     try:
@@ -220,7 +220,7 @@ WORKLOADS: tuple[Workload, ...] = (
         [
             Race(
                 "top_n, all threads",
-                "20 million, one of 100.",
+                "10 million, one of 100.",
                 threads,
                 threads_agree,
                 (Versus(f"{OURS}, 1 thread", kind="speed", ours=f"{OURS}, {cores()} threads"),),

@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from . import _ops, _reference
 from ._tensors import logical
 
@@ -97,7 +95,7 @@ def choose(names: Sequence[str], tensors: Sequence[Tensor], n: int, what: str = 
     """
     tensors = [logical(x) for x in tensors]
     threshold, offsets, index, value = _ops.top_n(tensors, n)
-    if not value.sum(dtype=torch.float64).isfinite():  # what is not finite is among the largest
+    if not all(math.isfinite(x.item()) for x in value.aminmax()):  # what is not finite is among the largest
         check_finite(names, _ops.grad_stats(tensors)[:, 4].tolist(), what)
     key, _, ties, _ = threshold.tolist()
     return Chosen(offsets, index, value, _reference.magnitude(key, value.dtype), ties)

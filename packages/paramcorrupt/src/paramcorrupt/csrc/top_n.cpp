@@ -1,4 +1,4 @@
-// Selects and collects at once: one pass keeps all that may belong to the n largest, if that is not much.
+// Selects and collects at once: one pass keeps all that may belong to the n largest, if that is little.
 #include <torch/csrc/stable/library.h>
 
 #include <atomic>
@@ -23,7 +23,8 @@ class TopN {
   // Gives what `collect` gives, and returns what `select` returns.
   std::array<int64_t, 4> run(StableIValue* stack) {
     const Bracket<K> bracket = bracket_of<S>(blocks_, n_);
-    if (n_ <= kCapacity && blocks_.count() <= kParts && keep(bracket) && find(bracket.high)) {
+    const bool few = n_ <= std::min(kCapacity, blocks_.size() / 32) && blocks_.count() <= kParts;
+    if (few && keep(bracket) && find(bracket.high)) {
       write().give(stack);
       return {key_, above_, n_ - above_, kSampled};
     }
