@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from paramcorrupt import corrupted
+from paramcorrupt import bitflip, corrupted, corruption, random_corruption
 from paramcorrupt._tensors import match, memory, parameters
 from paramcorrupt.restoring import Written
 
@@ -118,7 +118,7 @@ def use(model: nn.Module) -> None:
     """Everything that a pass may move: batch statistics, buffers, random numbers, flags."""
     model.train()
     for _ in range(3):
-        model(torch.randn(16, 6))
+        model(torch.randn(16, 6).to(model.first.weight.dtype))
     model.drop.eval()
 
 
@@ -186,6 +186,22 @@ def test_ctrl_c_while_weights_are_half_written_waits_and_leaves_no_trace(entered
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_ctrl_c_just_before_weights_are_restored_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> Any:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    def block() -> None:
+        with corrupted(model, Shift()):
+            monkeypatch.setattr("paramcorrupt.restoring.uninterrupted", interrupted)
+
+    model = Net()
+    before = state(model)
+    with pytest.raises(KeyboardInterrupt):
+        block()
+    assert state(model) == before
+
+
 def test_blocks_within_blocks_end_one_by_one() -> None:
     model = Net()
     before = state(model)
@@ -199,6 +215,49 @@ def test_blocks_within_blocks_end_one_by_one() -> None:
         with pytest.raises(ValueError, match="reason"), corrupted(model.state_dict(), Shift()):
             raise ValueError("reason")
         assert state(model)["bits"] == once
+    assert state(model) == before
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {name: torch.randn(p.shape, generator=generator).to(p.dtype) for name, p in model.named_parameters()}
+
+
+CHANGES: dict[str, Callable[[nn.Module], Any]] = {
+    "worst": lambda model: corruption(gradients(model), eps=0.5),
+    "worst, p=inf": lambda model: corruption(gradients(model), eps=0.1, p=float("inf")),
+    "worst, p=3": lambda model: corruption(gradients(model), eps=0.5, p=3),
+    "worst of 9": lambda model: corruption(gradients(model), eps=0.5, n=9),
+    "worst, p=1": lambda model: corruption(gradients(model), eps=0.5, p=1),
+    "random": lambda model: random_corruption(model, eps=0.5, seed=0),
+    "random of 9": lambda model: random_corruption(model, eps=0.5, n=9, seed=0),
+    "flips": lambda model: bitflip(model, count=30, seed=0),
+    "stuck": lambda model: bitflip(model, fault="stuck", count=30, seed=0),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("keep", ["backup", "compact"])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_every_kind_of_change_is_undone(change: Callable[[nn.Module], Any], keep: Any, dtype: torch.dtype) -> None:
+    model = Net().to(dtype)
+    before, versions = state(model), {name: p._version for name, p in model.named_parameters()}
+    with corrupted(model, change(model), keep=keep) as applied:
+        moved = [name for name, bits in state(model)["bits"].items() if bits != before["bits"][name]]
+        assert applied.changed > 0
+        assert moved
+        assert all(p._version > versions[name] for name, p in model.named_parameters() if name in moved)
+        use(model)
+    assert state(model) == before
+    assert all(p._version > versions[name] + 1 for name, p in model.named_parameters() if name in moved)
+
+
+def test_undoing_needs_no_gradient_that_the_block_can_change() -> None:
+    model = Net()
+    grads, before = gradients(model), state(model)
+    with corrupted(model, corruption(grads, eps=0.5)):
+        for grad in grads.values():
+            grad.zero_()
     assert state(model) == before
 
 
@@ -362,6 +421,11 @@ def test_a_refused_change_writes_nothing() -> None:
         pass
     assert state(model) == before
     assert [p._version for p in model.parameters()] == versions
+
+
+def test_a_way_to_keep_weights_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="keep must be 'backup' or 'compact', got 'all'"):
+        corrupted(Net(), Shift(), keep="all")
 
 
 def test_buffers_that_were_replaced_or_added_are_as_before() -> None:

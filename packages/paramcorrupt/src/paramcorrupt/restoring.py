@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -96,7 +96,9 @@ class corrupted:
     """
 
     def __init__(self, model: Any, change: Change, *, keep: Literal["backup", "compact"] = "backup") -> None:
-        self._model = model if isinstance(model, (nn.Module, Mapping)) else list(model)
+        if keep not in ("backup", "compact"):
+            raise ValueError(f"keep must be 'backup' or 'compact', got {keep!r}")
+        self._model = list(model) if isinstance(model, Iterator) else model
         self._change, self._keep = change, keep
         self._written: Written | None = None
 
@@ -126,19 +128,29 @@ class corrupted:
     ) -> None:
         if self._written is None:
             return  # it was undone when a block around it ended
-        keys = {x.key for x in self._watched.values()}
-        later = [x for x in _open[_open.index(self) + 1 :] if any(y.key in keys for y in x._watched.values())]
-        with uninterrupted():
-            for inner in reversed(later):
-                inner._leave()
-            restored, kept = self._leave()
+        try:
+            later, restored, kept = self._close()
+        except KeyboardInterrupt:
+            self._close()  # it came before it was made to wait
+            raise
         if later:
             raise RuntimeError(
-                f"corrupted() ends before {len(later)} entered after it over the same weights: all of them are "
-                "undone; end the last one first"
+                f"corrupted() ends before {later} entered after it over the same weights: all of them are undone; end "
+                "the last one first"
             )
         if kind is None and (restored or kept):
             raise RuntimeError(_complaint(restored, kept))
+
+    def _close(self) -> tuple[int, list[str], list[str]]:
+        """Take back this change and those over the same weights that came later: how many, and what `_leave` gives."""
+        with uninterrupted():
+            if self._written is None:
+                return 0, [], []
+            keys = {x.key for x in self._watched.values()}
+            later = [x for x in _open[_open.index(self) + 1 :] if any(y.key in keys for y in x._watched.values())]
+            for inner in reversed(later):
+                inner._leave()
+            return len(later), *self._leave()
 
     def _expect(self) -> None:
         """What the weights are now is not the doing of the block."""
