@@ -304,6 +304,7 @@ class _Climb:
             )
             project_(a, eps, self.p, n, surface)
             reached = self._held(a, eps, n)
+            grads = []  # those of the step before are not needed beside the next
             with corrupted(self.model, reached, keep="compact") as applied:
                 if last := i == steps - 1:
                     found = evaluate(self.model, self.objective, self.data)
