@@ -107,7 +107,8 @@ class Bars(Figure):
         given = [(j, series, value) for j, series in enumerate(self.series) if (value := series.values[i]) is not None]
         colors = palette(self.series)
         for slot, (j, series, value) in enumerate(given):
-            place = f"--j:{slot + (len(self.series) - len(given)) / 2:g}"  # together in the middle of the row
+            middle = slot + (len(self.series) - len(given)) / 2  # beside the label; below it they start at the top
+            place = f"--j:{middle:g};--slot:{slot}"
             low, high = _extent(axis, value)
             tip = _title(f"{label}, {series.name}: {series.describe(i, self.unit)}")
             parts.append(_tag("rect", tip, class_=f"mark s{colors[j]}", style=place, x=_at(low), width=_at(high - low)))
