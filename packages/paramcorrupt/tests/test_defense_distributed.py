@@ -45,6 +45,11 @@ def net() -> nn.Module:
     return Net().double()
 
 
+def one_weight() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(16, 6, bias=False).double()
+
+
 def batch(step: int, rank: int | None) -> Tensor:
     """That of a process in a step, or of all processes."""
     if rank is None:
@@ -78,6 +83,9 @@ def scenarios(rank: int) -> dict[str, Any]:
         fully_shard(model.wide)
         fully_shard(model)
         results[f"shards, {name}"] = train(model, Defense(model, torch.optim.SGD, lr=0.1, **options), rank)
+    model = one_weight()
+    fully_shard(model)
+    results["one weight"] = train(model, Defense(model, torch.optim.SGD, lr=0.1, **CASES["inf"]), rank)
     model = net()
     fully_shard(model)
     optimizer = Defense(model, torch.optim.SGD, lr=0.1, eps=0.3)
@@ -118,6 +126,13 @@ def test_two_processes_train_as_one_does_on_both_batches(of_both: Any, kind: str
     for result in of_both:
         for ours, theirs in zip(result[f"{kind}, {case}"], expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_the_largest_element_of_one_sharded_weight_is_that_of_all_shards(of_both: Any) -> None:
+    model = one_weight()
+    expected = train(model, Defense(model, torch.optim.SGD, lr=0.1, **CASES["inf"]), None)
+    for result in of_both:
+        torch.testing.assert_close(result["one weight"], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_all_processes_skip_a_step_whose_gradient_is_not_finite_in_one(of_both: Any) -> None:

@@ -42,7 +42,7 @@ def over_shards(rows: Tensor, params: Sequence[Any], maxima: slice) -> None:
                 spread.setdefault((p.device_mesh, dim), []).append(k)
     for (mesh, dim), places in spread.items():
         group, total = mesh.get_group(dim), rows[places]
-        largest = total[:, maxima].contiguous()
+        largest = total[:, maxima].clone(memory_format=torch.contiguous_format)
         torch.distributed.all_reduce(total, group=group)
         torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=group)
         total[:, maxima] = largest
