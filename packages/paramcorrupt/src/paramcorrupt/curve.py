@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
+from ._arguments import check_budgets, check_set
 from ._numbers import number
 from ._progress import track
 from ._statistics import mean_interval
 from ._tabular import Column, Row, Tabular, parsed, read, record, weight_hash
 from ._tensors import Named, check_n, check_seed, match
 from .corruption import corruption, random_corruption, relative
-from .indicator import check_budgets, check_set
 from .objective import as_objective, check_data, evaluate, gradient, undisturbed
 from .restoring import corrupted
 

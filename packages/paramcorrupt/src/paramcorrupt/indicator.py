@@ -6,15 +6,15 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from . import _forms, _ops, _sums
+from ._arguments import check_ascent, check_budgets, check_set
 from ._projection import project_
-from ._tensors import Named, check_eps, check_n, check_p, match, parameters
+from ._tensors import Named, check_n, check_p, match, parameters
 from .corruption import Corruption, _corruption, corruption, relative
 from .objective import Evaluation, Objective, as_objective, check_data, evaluate, gradient, raw_gradient, undisturbed
 from .restoring import Applied, corrupted
@@ -247,7 +247,7 @@ def _indicate(
     budgets = check_budgets(eps)
     check_set(model, p, n)
     check_data(data)
-    _check_ascent(steps, step_size, surface)
+    check_ascent(steps, step_size, surface)
     objective = as_objective(loss)
     found = []
     with undisturbed(model, mode):
@@ -383,46 +383,3 @@ def _ascend_(a: list[Tensor], u: Corruption) -> None:
         return
     for x, (_, part) in zip(a, u.items(), strict=True):
         x.add_(part)
-
-
-# --- arguments ------------------------------------------------------------------------------------------------------
-
-
-def check_budgets(eps: object) -> list[float | relative]:
-    """The budgets in `eps`, one or several.
-
-    Raises:
-        TypeError, ValueError: one of them is none, or there is none.
-    """
-    several = list(eps) if isinstance(eps, Iterable) and not isinstance(eps, str) else [eps]
-    if not several:
-        raise ValueError("eps must have at least one budget, got an empty sequence")
-    return [one if isinstance(one, relative) else check_eps(one) for one in several]
-
-
-def check_set(model: nn.Module, p: float, n: int | None) -> None:
-    """A model and the set of its corruptions, as far as no gradient is needed.
-
-    Raises:
-        TypeError, ValueError: an argument has the wrong type or is out of its range.
-    """
-    check_p(p)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    k = sum(x.numel() for x in parameters(model).tensors if x.requires_grad)
-    if not k:
-        raise ValueError("model must have parameters that require a gradient, got none")
-    check_n(n, k)
-
-
-def _check_ascent(steps: int, step_size: float, surface: str) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, Integral):
-        raise TypeError(f"steps must be an integer, got {steps!r}")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    if isinstance(step_size, bool) or not isinstance(step_size, Real):
-        raise TypeError(f"step_size must be a number, got {step_size!r}")
-    if not 0 < step_size < math.inf:
-        raise ValueError(f"step_size must be positive and finite, got {step_size}")
-    if surface not in ("ball", "sphere"):
-        raise ValueError(f"surface must be 'ball' or 'sphere', got {surface!r}")
