@@ -1,4 +1,5 @@
-"""The package against others that do a part of it: pytorch_optimizer, and authors' code whose results lie in `golden`.
+"""The package against others that do a part of it: pytorch_optimizer, adversarial-robustness-toolbox, what the tests of
+cleverhans know, and authors' code whose results lie in `golden`.
 
 Each file of `golden` names a repository and the commit that ran, once, on the problem below, in float64: it has the
 loss of each of 20 steps, and the weights that they led to.
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
-from paramcorrupt import Defense, relative
+from paramcorrupt import Defense, corruption, relative
+from paramcorrupt._projection import project_
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,3 +113,50 @@ def test_amp_of_its_authors_takes_the_same_steps() -> None:
     eps, inner_lr, steps = (rest.pop(name) for name in ("epsilon", "inner_lr", "inner_iter"))
     options = {"scope": "tensor", "ascent": "raw", "inner_lr": inner_lr, "steps": steps, "risk": "last"}
     assert_trains_alike(*train(model, Defense(model, SGD, eps=eps, **options, **rest)), source)
+
+
+# --- attacks on inputs: rows, each on its own -----------------------------------------------------------------------
+
+
+def optimize_linear(grad: Tensor, eps: float, norm: float) -> Tensor:
+    """The change of each row that raises a linear function most, by its name in cleverhans."""
+    return torch.stack([corruption([row], eps=eps, p=norm).dense()["0"] for row in grad])
+
+
+@pytest.mark.parametrize(
+    ("grad", "norm", "objective"),
+    [
+        ([[1.0, -2.0]], math.inf, 3.0),
+        ([[0.5**0.5, -(0.5**0.5)]], 2, 1.0),
+        ([[1.0, -2.0]], 1, 2.0),
+        ([[2.0, -2.0]], 1, 2.0),
+    ],
+)
+def test_linear_functions_rise_as_the_tests_of_cleverhans_say(
+    grad: list[list[float]], norm: float, objective: float
+) -> None:
+    eta = optimize_linear(torch.tensor(grad), 1.0, norm)
+    assert (torch.tensor(grad) * eta).sum().item() == pytest.approx(objective, rel=1e-6)
+    assert eta.norm(norm).item() == pytest.approx(1, rel=1e-6)
+
+
+@pytest.mark.parametrize("eps", [0, 0.1, 1.0, 3])
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
+def test_each_row_has_the_norm_that_the_tests_of_cleverhans_ask_for(norm: float, eps: float) -> None:
+    grad = torch.randn(100, 3, 2, generator=torch.Generator().manual_seed(0))
+    eta = optimize_linear(grad, eps, norm)
+    torch.testing.assert_close(eta.flatten(1).norm(norm, dim=1), torch.full((100,), float(eps)))
+    if norm == math.inf:
+        torch.testing.assert_close(eta.abs(), torch.full_like(eta, eps))
+
+
+@pytest.mark.parametrize("name", ["projection_l1_1", "projection_l1_2"])
+@pytest.mark.parametrize("eps", [0.3, 2.0, 50.0])
+def test_projections_onto_the_l1_ball_are_those_of_art(name: str, eps: float) -> None:
+    theirs = getattr(pytest.importorskip("art.utils", reason="needs adversarial-robustness-toolbox"), name)
+    values = torch.randn(6, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    values[0, :20] = values[0, 20:].abs()  # ties
+    for row, expected in zip(values, theirs(values.numpy().copy(), eps), strict=True):
+        a = [row[:13].clone(), row[13:].clone()]
+        project_(a, eps, 1)
+        torch.testing.assert_close(torch.cat(a), torch.from_numpy(expected), rtol=1e-9, atol=1e-12)

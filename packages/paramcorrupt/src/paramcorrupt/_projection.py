@@ -122,7 +122,7 @@ def _soft_threshold(a: Sequence[Tensor], eps: float, above: int, ties: int, valu
 
 def _solve_(a: list[Tensor], eps: float, p: float, n: int, threshold: Tensor, *, outside: bool) -> None:
     """By the multiplier of the constraint; in units of eps: c + nu c^(p-1) = |x| / eps with sum c^p = 1."""
-    place = None
+    place, size = None, 0.0
     k = _sums.count(a)
     if n < k:
         offsets, index, value = _ops.collect(a, threshold)
@@ -136,8 +136,8 @@ def _solve_(a: list[Tensor], eps: float, p: float, n: int, threshold: Tensor, *,
         root = partial(_roots, nu=_multiplier(parts, eps, p, n, outside=outside), p=p)
     else:
         top = _sums.largest(a) / eps
-        place, size = _first_largest(a), _two_branches(parts, eps, p, top)
-        root = partial(_lower_roots, t=size, raised=size - top, p=p)
+        t, size = _two_branches(parts, eps, p, top)
+        place, root = _first_largest(a), partial(_lower_roots, t=t, raised=t - top, p=p)
     for x in _pieces(parts):
         c = root(x.double().abs() / eps) * eps
         x.copy_(torch.where(x < 0, -c, c))
@@ -227,32 +227,37 @@ def _lower_roots(y: Tensor, t: float, raised: float, p: float) -> Tensor:
     return _newton(y, f)
 
 
-def _two_branches(parts: Sequence[Tensor], eps: float, p: float, top: float) -> float:
-    """The largest element of the nearest point of the sphere to one inside it, for p > 2.
+def _two_branches(parts: Sequence[Tensor], eps: float, p: float, top: float) -> tuple[float, float]:
+    """The largest element of the nearest point of the sphere to one inside it, for p > 2: as the root, and as what the
+    others leave of the norm, since where the branches meet roots are double, and half of their digits are lost.
 
     There at most the largest element is on the upper branch of c + nu c^(p-1) = y, and all others are on the lower one.
     The largest gives nu, and nu the others; of all its values for which the norm is 1, the nearest point's counts.
     """
     if not top:
-        return 1.0
+        return 1.0, 1.0
 
     def measured(t: float) -> tuple[float, float]:
-        """sum c^p - 1, and the square of the distance."""
+        """sum c^p over the others, and the square of the distance of all."""
 
         def terms(y: Tensor) -> Tensor:
             c = _lower_roots(y, t, t - top, p)
             return torch.stack([(c**p).sum(), (c - y).square().sum()])
 
         others = _total(parts, eps, terms) - terms(torch.tensor([top], dtype=torch.float64))
-        return float(others[0]) + t**p - 1, float(others[1]) + (t - top) ** 2
+        return float(others[0]), float(others[1]) + (t - top) ** 2
+
+    def excess(t: float) -> float:
+        return measured(t)[0] + t**p - 1
 
     grid = [top + (1 - top) * i / (_GRID - 1) for i in range(_GRID)]
-    values = [*(measured(t)[0] for t in grid[:-1]), 0.0]  # none of the others is needed where the largest is 1
+    values = [*(excess(t) for t in grid[:-1]), 0.0]  # none of the others is needed where the largest is 1
     fitting = []
     for low, high, before, after in zip(grid[:-1], grid[1:], values[:-1], values[1:], strict=True):
         if before < 0 <= after:
             for _ in range(60):
                 middle = (low + high) / 2
-                low, high = (middle, high) if measured(middle)[0] < 0 else (low, middle)
-            fitting.append((measured(high)[1], high))
-    return min(fitting)[1]
+                low, high = (middle, high) if excess(middle) < 0 else (low, middle)
+            others, distance = measured(high)
+            fitting.append((distance, high, (1 - others) ** (1 / p)))
+    return min(fitting)[1:]
