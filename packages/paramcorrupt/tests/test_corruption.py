@@ -9,7 +9,7 @@ import json
 import math
 import struct
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
@@ -315,14 +315,17 @@ def test_dense_tensors_are_float32_for_half_types_so_that_small_elements_stay() 
 @pytest.mark.parametrize("n", [None, 60])
 @pytest.mark.parametrize("p", [1.0, 1.02, 1.5, 2.0, 40.0, math.inf])
 @pytest.mark.parametrize("kind", ["worst", "random"])
-def test_weights_of_any_layout_become_w_plus_a_rounded_once(kind: str, p: float, n: int | None) -> None:
+@pytest.mark.parametrize("keep", ["backup", "compact"])
+def test_weights_of_any_layout_become_w_plus_a_rounded_once(
+    keep: Literal["backup", "compact"], kind: str, p: float, n: int | None
+) -> None:
     model = Small().give_gradients()
     change = (
         corruption(model, eps=0.4, p=p, n=n) if kind == "worst" else random_corruption(model, eps=0.4, p=p, n=n, seed=3)
     )
     before, clean = bits(model), {name: x.detach().clone() for name, x in model.named_parameters()}
     moved = []
-    with corrupted(model, change) as applied:
+    with corrupted(model, change, keep=keep) as applied:
         for name, a in change.items():
             x = model.get_parameter(name)
             expected = (clean[name].float() + a).to(x.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import torch
@@ -93,7 +94,6 @@ class Sparse:
                 delta[first:last] = delta[first:last][order]
         weights = [memory(x) for x in targets]
         journal = _ops.apply_sparse_(weights, offsets, index, delta)
-        torch.autograd.graph.increment_version(weights)
         changed, moved = 0, []
         for w, first, last in zip(weights, limits[:-1], limits[1:], strict=True):
             new = w[index[first:last]]
@@ -104,7 +104,6 @@ class Sparse:
 
         def undo() -> None:
             _ops.restore_sparse_(weights, offsets, index, journal)
-            torch.autograd.graph.increment_version(weights)
 
         return Written(changed, norm(torch.cat(moved), p), undo, whole=False)
 
@@ -134,13 +133,16 @@ def _write(
     from .restoring import Written
 
     measured = p == math.inf if power == 0 else p <= _PLAIN and math.isclose(p, 1 + 1 / power)
-    backups: list[tuple[list[Tensor], list[Tensor]]] = []
+    backups: list[Callable[[], object]] = []
     residuals: list[list[Tensor] | None] = []
     changed, norms = 0, []
     for weights, z, original in batches():
-        if keep == "compact" and measured and original is None:
+        residual = None
+        if original is None and measured and keep == "compact":
             summary, *residual = _ops.apply_compact_(weights, z, scale, power)
-            residuals.append(residual)
+        elif original is None and measured:
+            summary, backup = _ops.apply_backup_(weights, z, scale, power)
+            backups.append(partial(_ops.restore_backup_, weights, backup))
         else:
             base = [w.clone() for w in weights]
             summary = _ops.apply_dense_(weights, base, z, scale, power)
@@ -148,21 +150,19 @@ def _write(
                 norms += [norm(w.double() - old.double(), p) for w, old in zip(weights, base, strict=True)]
             if original is not None:
                 weights, base = [original.copy_(weights[0].view(original.shape))], [base[0].view(original.shape)]
-            backups.append((weights, base))
-            residuals.append(None)
-        torch.autograd.graph.increment_version(weights)
+            backups.append(partial(torch._foreach_copy_, weights, base))
+        residuals.append(residual)
         changed += int(summary[0])
         if measured:
             norms.append(summary[1].item())
 
     def undo() -> None:
-        for weights, base in backups:
-            torch._foreach_copy_(weights, base)
+        for restore in backups:
+            restore()
         if keep == "compact":
             for (weights, z, _), residual in zip(batches(), residuals, strict=True):
                 if residual is not None:
                     _ops.restore_compact_(weights, z, scale, power, *residual)
-                    torch.autograd.graph.increment_version(weights)
 
     return Written(changed, _joined(norms, p), undo, whole=keep == "backup")
 

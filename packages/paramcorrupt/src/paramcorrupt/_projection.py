@@ -248,16 +248,17 @@ def _two_branches(parts: Sequence[Tensor], eps: float, p: float, top: float) -> 
         return float(others[0]), float(others[1]) + (t - top) ** 2
 
     def excess(t: float) -> float:
-        return measured(t)[0] + t**p - 1
+        return measured(t)[0] + math.pow(t, p) - 1
 
     grid = [top + (1 - top) * i / (_GRID - 1) for i in range(_GRID)]
     values = [*(excess(t) for t in grid[:-1]), 0.0]  # none of the others is needed where the largest is 1
-    fitting = []
+    fitting: list[tuple[float, float, float]] = []
     for low, high, before, after in zip(grid[:-1], grid[1:], values[:-1], values[1:], strict=True):
         if before < 0 <= after:
             for _ in range(60):
                 middle = (low + high) / 2
                 low, high = (middle, high) if excess(middle) < 0 else (low, middle)
             others, distance = measured(high)
-            fitting.append((distance, high, (1 - others) ** (1 / p)))
-    return min(fitting)[1:]
+            fitting.append((distance, high, math.pow(1 - others, 1 / p)))
+    _, t, size = min(fitting)
+    return t, size
