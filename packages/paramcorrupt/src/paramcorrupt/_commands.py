@@ -93,7 +93,7 @@ def run_scan(options: Any) -> int:
         loss,
         data,
         groups=_groups(options.groups),
-        eps=_eps(options.eps, 0.02 if options.eps_rel is None else options.eps_rel),
+        eps=_scan_eps(options),
         p=options.p,
         n=options.n,
         verify=options.verify,
@@ -101,8 +101,28 @@ def run_scan(options: Any) -> int:
         seed=options.seed,
         progress=_progress(options),
     )
+    if options.corruption:
+        _save_worst(model, loss, data, options)
     _tell(report, _SCAN, options)
     return 0
+
+
+def _save_worst(model: torch.nn.Module, loss: Any, data: Any, options: Any) -> None:
+    """Of all weights together, by a gradient of its own: a scan looks at them group by group."""
+    from ._tensors import Named, match
+    from .corruption import corruption
+    from .objective import as_objective, gradient, undisturbed
+
+    with undisturbed(model):
+        _, grads = gradient(model, as_objective(loss), data)
+    eps = _scan_eps(options)
+    if isinstance(eps, relative):
+        eps = eps.of(Named(tuple(grads), tuple(match(tuple(grads), model))), options.p)
+    corruption(grads, eps=eps, p=options.p, n=options.n).save(options.corruption)
+
+
+def _scan_eps(options: Any) -> Any:
+    return _eps(options.eps, 0.02 if options.eps_rel is None else options.eps_rel)
 
 
 def run_curve(options: Any) -> int:
@@ -363,7 +383,7 @@ def _progress(options: Any) -> bool | None:
 
 def _check_files(options: Any) -> None:
     """Refuse at once what could not be written at the end."""
-    for name in ("json", "csv", "html", "junit", "plan", "output"):
+    for name in ("json", "csv", "html", "junit", "plan", "corruption", "output"):
         path = getattr(options, name, None)
         if path is not None:
             _check_place(f"--{name}", path, folder=name == "output")

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import warnings
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
@@ -36,7 +37,7 @@ _MODEL = (
     "module:callable, torchvision:resnet18 (torchvision:resnet18:none: untrained), or a folder or id of Hugging Face"
 )
 _DATA = "module:callable that gives batches or a torch Dataset, or the folder of a Hugging Face data set"
-_GROUPS = "tensor, module, model, or patterns of names such as '*attn*' or name='*attn*' (default: %(default)s)"
+_GROUPS = "tensor, module, model, or patterns of names such as '*attn*' or name='*attn*' (default: tensor)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,6 +79,15 @@ def _show_warning(message: Warning | str, *_: Any) -> None:
     sys.stderr.write(f"paramcorrupt: warning: {message}\n")
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Texts beside the options, in lines that are not shorter than need be."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(
+            prog, **{"max_help_position": 26, "width": min(110, max(60, get_terminal_size().columns - 2))} | options
+        )
+
+
 class _Parser(argparse.ArgumentParser):
     """Wrong usage is one line, as all errors are."""
 
@@ -90,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         "paramcorrupt",
         description=_ABOUT,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"paramcorrupt {__version__}")
@@ -100,14 +110,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: Any, name: str, about: str, examples: str) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, arguments: str, about: str, examples: str) -> argparse.ArgumentParser:
     """A command with what all have."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=about,
         description=f"{about[0].upper()}{about[1:]}.",
         epilog="examples:\n" + "\n".join(f"  paramcorrupt {name} {line}" for line in examples.splitlines()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=f"paramcorrupt {name} {arguments} [options]",
+        formatter_class=_Formatter,
         allow_abbrev=False,
     )
 
@@ -177,6 +188,7 @@ def _scan(commands: Any) -> None:
     parser = _command(
         commands,
         "scan",
+        "MODEL --data DATA",
         "rank tensors by what the worst small change of each costs",
         "mine:model --data mine:batches\n"
         "torchvision:resnet18 --data mine:dataset --limit 500 --html report.html\n"
@@ -190,9 +202,10 @@ def _scan(commands: Any) -> None:
     group.add_argument(
         "--verify", type=_count, default=5, metavar="M", help="groups that are measured, or all (default: 5)"
     )
-    group.add_argument(
-        "--random", type=_natural, default=0, metavar="K", help="random changes that each is compared with"
-    )
+    text = "random changes of the same size that each is compared with (default: 0)"
+    group.add_argument("--random", type=_natural, default=0, metavar="K", help=text)
+    text = "write the worst change of all weights together, for apply and paramcorrupt.Corruption.load"
+    group.add_argument("--corruption", metavar="FILE", help=text)
     _reports(parser)
 
 
@@ -200,6 +213,7 @@ def _curve(commands: Any) -> None:
     parser = _command(
         commands,
         "curve",
+        "MODEL --data DATA (--eps EPS ... | --eps-rel R ...)",
         "measure the loss over the size of the worst change and of random ones",
         "mine:model --data mine:batches --eps 0.05 0.2 0.5\n"
         "mine:model --data mine:batches --eps-rel 0.001 0.01 --n 1000 --draws 20 --html curve.html",
@@ -219,6 +233,7 @@ def _gate(commands: Any) -> None:
     parser = _command(
         commands,
         "gate",
+        "MODEL --data DATA (--eps EPS | --eps-rel R)",
         "pass or fail by what the worst small change of the weights costs; exit code 1 when it fails",
         "mine:model --data mine:batches --eps-rel 0.01 --max-drop 2 --junit gate.xml\n"
         "mine:model --data mine:batches --eps-rel 0.01 --baseline last.json --json this.json",
@@ -261,6 +276,7 @@ def _bitflip(commands: Any) -> None:
     parser = _command(
         commands,
         "bitflip",
+        "CHECKPOINT (--rate R | --count N) --seed SEED",
         "flip bits in a checkpoint, or in a model to measure what that costs",
         "model.safetensors --rate 1e-6 --seed 0 --output flipped.safetensors\n"
         "./llama --count 100 --bits exponent --seed 0 --output ./llama-flipped --plan plan.safetensors\n"
@@ -294,6 +310,7 @@ def _vulnerability(commands: Any) -> None:
     parser = _command(
         commands,
         "vulnerability",
+        "MODEL --data DATA",
         "estimate for each bit how likely a fault there makes an output wrong",
         "mine:model --data mine:batches --bits exponent sign --json vulnerability.json\n"
         "mine:model --data mine:batches --groups module --half-width 0.02 --html vulnerability.html",
@@ -315,6 +332,7 @@ def _protect(commands: Any) -> None:
     parser = _command(
         commands,
         "protect",
+        "FILE (--budget SHARE | --target RISK)",
         "choose the bits whose protection prevents most wrong outputs",
         "vulnerability.json --budget 0.03\nvulnerability.json --target 0.001 --granularity position",
     )
@@ -331,6 +349,7 @@ def _apply(commands: Any) -> None:
     parser = _command(
         commands,
         "apply",
+        "CHECKPOINT CHANGE --output PATH",
         "write a checkpoint with a saved corruption or saved faults, every other byte as it was",
         "model.safetensors worst.safetensors --output changed.safetensors\n"
         "./llama plan.safetensors --output ./llama-flipped",
@@ -347,6 +366,7 @@ def _diff(commands: Any) -> None:
     parser = _command(
         commands,
         "diff",
+        "A B",
         "compare two checkpoints tensor by tensor, or two JSON reports row by row",
         "model.safetensors quantised.safetensors\n./before ./after --csv difference.csv\nlast.json this.json",
     )
