@@ -271,6 +271,16 @@ def test_a_difference_survives_json(single: Path, tmp_path: Path) -> None:
     assert checkpoints.Difference.from_json(tmp_path / "difference.json") == found
 
 
+def test_the_page_of_a_difference_has_a_bar_for_each_tensor_that_moved(single: Path, tmp_path: Path) -> None:
+    content = tensors()
+    content["half"][3] += 1
+    content["scalar"] += 1
+    page = checkpoints.diff(single, save(tmp_path / "b.safetensors", content)).to_html()
+    assert page.count('class="mark') == 2
+    assert "größe.β" in page
+    assert "<svg" not in checkpoints.diff(single, single).to_html().partition("<body")[2]
+
+
 def test_the_difference_of_two_reports_joins_their_rows(single: Path, tmp_path: Path) -> None:
     a, b = tmp_path / "a.json", tmp_path / "b.json"
     checkpoints.diff(single, single).to_json(a)

@@ -268,7 +268,7 @@ def test_bits_are_ranked_and_the_worst_of_them_protected(run: Callable[..., Ran]
         ("scan {on} --json nowhere/r.json", "--json must be in a folder that exists, got nowhere/r.json"),
         ("scan {on} --html .", "--html must be a file, got the folder ."),
         ("scan mine_of_cli:model --data mine_of_cli:empty", "at least one batch"),
-        ("scan mine_of_cli:model --data mine_of_cli:model", "data must be"),
+        ("scan mine_of_cli:model --data mine_of_cli:model", "must give batches, got the module Sequential"),
         ("curve {on}", "one of the arguments --eps --eps-rel is required"),
         ("gate {on} --eps 0.1", "gate must have a rule"),
         ("gate {on} --eps 0.1 --baseline nowhere.json", "nowhere.json"),

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from ._svg import Figure
+
 __all__ = ["Difference", "apply", "diff"]
 
 
@@ -125,12 +127,17 @@ class Difference(Tabular):
 
     kind: ClassVar[str] = "difference"
     columns: ClassVar[Mapping[str, Column]] = {
-        "changed": Column("changed", "", "elements whose bits differ, or whose values do where the dtypes differ"),
+        "tensor": Column("Tensor"),
+        "state": Column("State"),
+        "dtype": Column("Type"),
+        "shape": Column("Shape"),
+        "numel": Column("Elements"),
+        "changed": Column("Changed", "", "elements whose bits differ, or whose values do where the dtypes differ"),
         "l2": Column("||b - a||", "", "over the elements that are finite in both"),
-        "relative": Column("relative", "", "||b - a|| / ||a||"),
-        "max": Column("max |b - a|"),
-        "nonfinite": Column("not finite", "", "elements that are finite in a and NaN or infinite in b"),
-        "bits": Column("bits", "", "that differ"),
+        "relative": Column("Relative", "", "||b - a|| / ||a||"),
+        "max": Column("max |b - a|", "", "over the elements that are finite in both"),
+        "nonfinite": Column("Not finite", "", "elements that are finite in a and NaN or infinite in b"),
+        "bits": Column("Bits", "", "that differ"),
     }
 
     def rows(self) -> list[Row]:
@@ -173,6 +180,16 @@ class Difference(Tabular):
         moved = sum(row["state"] != "same" for row in self.tensors)
         rows = "tensors" if self.of == "checkpoints" else "rows"
         return [f"{moved:,} of {len(self.tensors):,} {rows} differ."]
+
+    def _figures(self) -> list[Figure]:
+        from ._svg import Bars, Series
+
+        moved = [(str(row["tensor"]), float(row["relative"])) for row in self.tensors if row.get("relative")]  # type: ignore[arg-type]
+        if self.of != "checkpoints" or not moved:
+            return []
+        names, values = zip(*sorted(moved, key=lambda pair: -pair[1]), strict=True)
+        note = "||b - a|| / ||a|| of every tensor that differs."
+        return [Bars("How far tensors moved", names, [Series("relative change", values)], note=note)]
 
 
 def diff(

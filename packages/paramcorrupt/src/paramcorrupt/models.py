@@ -130,6 +130,8 @@ def data(
     found = _made(reference, "data")
     from torch.utils.data import DataLoader, Dataset, Subset
 
+    if isinstance(found, nn.Module):
+        raise TypeError(f"data {reference!r} must give batches, got the module {type(found).__name__}")
     if isinstance(found, Dataset) and hasattr(found, "__len__"):
         size: int = len(found)
         chosen = found if limit is None else Subset(found, range(min(limit, size)))
