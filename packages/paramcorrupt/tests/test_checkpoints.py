@@ -330,15 +330,16 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
 
 
-@pytest.mark.parametrize("window", [None, 16])
+@pytest.mark.parametrize(("window", "sparse"), [(None, None), (16, 1 << 18), (16, 0)])
 @pytest.mark.parametrize("case", changes())
 def test_a_file_is_changed_as_the_weights_in_memory_are(
-    case: str, window: int | None, single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, window: int | None, sparse: int | None, single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change, weights, output = changes()[case], tensors(), tmp_path / "changed.safetensors"
-    if window:  # tensors of several windows
+    if window:  # tensors of several windows, streamed or edited in place
         monkeypatch.setattr(_patching, "WINDOW", window)
         monkeypatch.setattr(_patching, "_PAGE", window)
+        monkeypatch.setattr(_patching, "_SPARSE", sparse)
     arrived = apply(single, change, output)
     with corrupted(weights, change) as applied:
         assert arrived.changed == applied.changed

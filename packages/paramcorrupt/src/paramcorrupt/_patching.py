@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 WINDOW = 1 << 22
 """The bytes of a tensor that are in memory at a time."""
 
-_PAGE = 1 << 16  # the same, around single elements
+_PAGE = 1 << 12  # the same, around single elements
+_SPARSE = 1 << 18  # bytes for each touched element from which on single elements are edited in place
 _CHUNK = 1 << 27  # a copy made by the kernel returns after this many bytes, so that Ctrl-C is heard
 _BESIDE = {".json", ".jinja", ".model", ".tiktoken", ".txt"}  # what a folder of weights needs to be loaded
 
@@ -110,42 +111,55 @@ def _new_folder(output: Path) -> Iterator[Path]:
 
 
 def _copy_edited(source: int, copy: int, edits: list[tuple[Stored, Edit]]) -> Iterator[Stored]:
-    """Stream what is edited as a whole through memory; copy the rest, then edit single elements in place."""
+    """Stream tensors through memory of which much is edited; copy the rest, then edit single elements in place."""
+    streamed = [(stored, edit) for stored, edit in edits if _is_dense(stored, edit)]
+    buffer = memoryview(bytearray(WINDOW if streamed else _PAGE))
     done = 0
-    buffer = memoryview(bytearray(WINDOW if any(edit.touched is None for _, edit in edits) else 0))
-    for stored, edit in edits:
-        if edit.touched is None:
-            _copy(source, copy, done, stored.start)
-            size = stored.dtype.itemsize
-            for start in range(stored.start, stored.stop, WINDOW):
-                data = buffer[: min(WINDOW, stored.stop - start)]
-                read(source, data, start)
-                edit.change(stored.typed(data), (start - stored.start) // size, slice(None))
-                _write(copy, data, start)
-            done = stored.stop
-            yield stored
+    for stored, edit in streamed:
+        _copy(source, copy, done, stored.start)
+        for start, data, picked in _windows(stored, edit, buffer):
+            read(source, data, start)
+            if picked is not None:
+                edit.change(stored.typed(data), (start - stored.start) // stored.dtype.itemsize, picked)
+            _write(copy, data, start)
+        done = stored.stop
+        yield stored
     _copy(source, copy, done, os.fstat(source).st_size)
     for stored, edit in edits:
-        if edit.touched is not None:
-            _edit_elements(copy, stored, edit.touched, edit.change)
+        if not _is_dense(stored, edit):
+            for start, data, picked in _windows(stored, edit, buffer[:_PAGE]):
+                if picked is not None:
+                    read(copy, data, start)
+                    edit.change(stored.typed(data), (start - stored.start) // stored.dtype.itemsize, picked)
+                    _write(copy, data, start)
             yield stored
 
 
-def _edit_elements(file: int, stored: Stored, touched: Tensor, change: Callable[[Tensor, int, slice], None]) -> None:
-    """Read, change and write the windows that have an element in them."""
-    size = stored.dtype.itemsize
-    # Small windows while most of a tensor is left alone, and few of them when nothing is.
-    width = _PAGE if touched.numel() * _PAGE < stored.stop - stored.start else _PAGE << 4
-    windows, counts = (touched // (width // size)).unique_consecutive(return_counts=True)
-    buffer = memoryview(bytearray(width))
-    position = 0
-    for window, count in zip(windows.tolist(), counts.tolist(), strict=True):
+def _is_dense(stored: Stored, edit: Edit) -> bool:
+    """Whether to rewrite a whole tensor is cheaper than to look for the pages that are touched."""
+    return edit.touched is None or edit.touched.numel() * _SPARSE > stored.stop - stored.start
+
+
+def _windows(stored: Stored, edit: Edit, buffer: memoryview) -> Iterator[tuple[int, memoryview, slice | None]]:
+    """Where a window starts in the file, memory for it, and which of the touched elements are in it, if any is.
+
+    Of a tensor that is not edited densely only the windows that are touched.
+    """
+    width, size = len(buffer), stored.dtype.itemsize
+    if edit.touched is None:
+        for start in range(stored.start, stored.stop, width):
+            yield start, buffer[: stored.stop - start], slice(None)
+        return
+    windows, counts = (edit.touched // (width // size)).unique_consecutive(return_counts=True)
+    ends = counts.cumsum(0)
+    picks = {
+        window: slice(end - count, end)
+        for window, count, end in zip(windows.tolist(), counts.tolist(), ends.tolist(), strict=True)
+    }
+    every = range(-(-(stored.stop - stored.start) // width)) if _is_dense(stored, edit) else picks
+    for window in every:
         start = stored.start + window * width
-        data = buffer[: min(width, stored.stop - start)]
-        read(file, data, start)
-        change(stored.typed(data), window * (width // size), slice(position, position + count))
-        _write(file, data, start)
-        position += count
+        yield start, buffer[: stored.stop - start], picks.get(window)
 
 
 def read(file: int, data: memoryview, start: int) -> None:
