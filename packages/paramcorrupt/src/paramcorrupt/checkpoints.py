@@ -42,7 +42,7 @@ def apply(
     """Write a checkpoint in which the weights are changed as `corrupted` changes them in memory.
 
     Every byte that the change does not touch is that of the checkpoint: header, order, metadata, other tensors. The
-    output appears when it is complete; nothing half-written is left if anything fails. In memory are 4 MiB of a
+    output appears when it is complete; nothing half-written is left if anything fails. In memory is 1 MiB of a
     tensor at a time, besides the change.
 
     Args:
