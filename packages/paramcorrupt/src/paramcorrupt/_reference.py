@@ -366,17 +366,25 @@ def random_fill_(a: Sequence[Tensor], seed: int, offset: int, p: float) -> Tenso
 def sample_bits(total: int, count: int, seed: int) -> Tensor:
     """`count` different numbers below `total`: where a keyed permutation takes 0, 1, 2, ...
 
-    The permutation is a Feistel network of six rounds on the least even number of bits that holds `total`, walked until
-    it falls below `total`.
+    The permutation is a Feistel network of six rounds on the fewest bits that hold `total`, walked until it falls below
+    `total`. Its halves change in turn; what one adds to the other is a mix of 32 bits with a word of Philox as its key.
     """
-    half = max(1, (max(total - 1, 1).bit_length() + 1) // 2)
-    low = (1 << half) - 1
+    bits = max(2, (total - 1).bit_length())
+    low = (1 << bits // 2) - 1
+    high = (1 << (bits - bits // 2)) - 1
+    keys = [int(word) for word in philox(torch.arange(6), 0, seed)[0]]
+
+    def mix(x: Tensor) -> Tensor:
+        x = (x ^ x >> 16) * 0x7FEB352D & _MASK
+        x = (x ^ x >> 15) * 0x846CA68B & _MASK
+        return x ^ x >> 16
 
     def permute(x: Tensor) -> Tensor:
-        left, right = x >> half, x & low
-        for i in range(6):
-            left, right = right, left ^ (philox(right, i, seed)[0] & low)
-        return left << half | right
+        left, right = x >> bits // 2, x & low
+        for even, odd in zip(keys[::2], keys[1::2], strict=True):
+            left = left ^ mix(right + even & _MASK) & high
+            right = right ^ mix(left + odd & _MASK) & low
+        return left << bits // 2 | right
 
     x = permute(torch.arange(count))
     while (outside := x >= total).any():

@@ -106,7 +106,7 @@ void boxed_apply_dense_(StableIValue* stack, uint64_t, uint64_t) {
       Tile<Signed<S>> sum;
       Moved& total = moved[piece.number];
       tiles(piece.size, [&](int64_t i, int n) {
-        change(job.types[2], job.data[2], piece.begin + i, a, n);
+        change(job.types[0], job.types[2], job.data[2], piece.begin + i, a, n);
         fetch(clean + i);
         total.changed += add_tile(clean + i, a.values, sum.values, distance.values, n);
         total.add<Arithmetic<S>>(distance.values, p, n);

@@ -66,7 +66,7 @@ void boxed_apply_backup_(StableIValue* stack, uint64_t, uint64_t) {
       Moved& total = moved[piece.number];
       tiles(piece.size, [&](int64_t i, int n) {
         copy(weights + i, kept + i * sizeof(S), n * sizeof(S), past_caches);
-        change(job.types[1], job.data[1], piece.begin + i, a, n);
+        change(job.types[0], job.types[1], job.data[1], piece.begin + i, a, n);
         fetch(weights + i);
         total.changed += add_tile(weights + i, a.values, sum.values, distance.values, n);
         total.add<Arithmetic<S>>(distance.values, p, n);
@@ -172,7 +172,7 @@ void boxed_apply_compact_(StableIValue* stack, uint64_t, uint64_t) {
       Moved& total = moved[piece.number];
       std::vector<char>& old = escaped[piece.number];
       tiles(piece.size, [&](int64_t i, int n) {
-        change(job.types[1], job.data[1], piece.begin + i, a, n);
+        change(job.types[0], job.types[1], job.data[1], piece.begin + i, a, n);
         fetch(weights + i);
         total.changed += add_tile(weights + i, a.values, sum.values, distance.values, n);
         total.add<Arithmetic<S>>(distance.values, p, n);
@@ -222,7 +222,7 @@ void boxed_restore_compact_(StableIValue* stack, uint64_t, uint64_t) {
       Tile<Signed<S>> near, sum;
       Tile<uint8_t> code;
       tiles(piece.size, [&](int64_t i, int n) {
-        change(job.types[1], job.data[1], piece.begin + i, a, n);
+        change(job.types[0], job.types[1], job.data[1], piece.begin + i, a, n);
         fetch(weights + i);
         std::memcpy(sum.values, weights + i, n * sizeof(S));
         subtract_tile<S>(sum.values, a.values, near.values, n);

@@ -19,7 +19,7 @@ inline void fetch(const S* x) {
   for (int i = 0; i < kTile; i += int(64 / sizeof(S))) __builtin_prefetch(x + 8 * kTile + i);
 }
 
-enum class Form { kSign, kSame, kRoot, kSquare, kPower };
+enum class Form { kSign, kSame, kRoot, kSquare, kPower, kExactPower };
 
 inline Form form_of(double power) {
   return power == 0     ? Form::kSign
@@ -38,6 +38,7 @@ CLONES void change_tile(const T* __restrict g, double* __restrict a, double scal
     if constexpr (FORM == Form::kSame) a[i] = scale * x;
     if constexpr (FORM == Form::kRoot) a[i] = scale * std::copysign(std::sqrt(size), x);
     if constexpr (FORM == Form::kSquare) a[i] = scale * std::copysign(size * size, x);
+    if constexpr (FORM == Form::kExactPower) a[i] = scale * std::copysign(std::pow(size, power), x);
     if constexpr (FORM == Form::kPower) a[i] = scale * std::copysign(power_of<T>(size, power), x);
   }
 }
@@ -48,13 +49,13 @@ struct Change {
 
   Change(double scale, double power) : scale(scale), power(power), form(form_of(power)) {}
 
-  // Of n elements of a gradient of this type.
-  void operator()(Type type, const void* gradient, int64_t begin, Tile<double>& a, int n) const {
+  // Of n elements of a gradient of this type, for weights of type `to`.
+  void operator()(Type to, Type type, const void* gradient, int64_t begin, Tile<double>& a, int n) const {
     with_type(type, [&]<class S>(S) {
       Tile<Arithmetic<S>> tile;
       fetch(static_cast<const S*>(gradient) + begin);
       const auto* g = load(static_cast<const S*>(gradient) + begin, tile, n);
-      switch (form) {
+      switch (form == Form::kPower && to == Type::kDouble ? Form::kExactPower : form) {
         case Form::kSign:
           return change_tile<Form::kSign>(g, a.values, scale, power, n);
         case Form::kSame:
@@ -63,6 +64,8 @@ struct Change {
           return change_tile<Form::kRoot>(g, a.values, scale, power, n);
         case Form::kSquare:
           return change_tile<Form::kSquare>(g, a.values, scale, power, n);
+        case Form::kExactPower:
+          return change_tile<Form::kExactPower>(g, a.values, scale, power, n);
         case Form::kPower:
           return change_tile<Form::kPower>(g, a.values, scale, power, n);
       }
@@ -154,17 +157,20 @@ struct Moved {
   static double greater(double x, double y) { return x > y || x != x ? x : y; }
 };
 
-// How many elements changed, and the p-norm of what was added.
-inline Tensor summary_of(const std::vector<Moved>& pieces, double p) {
+// How many elements changed in all pieces, and the p-norm.
+inline std::array<double, 2> total_of(const std::vector<Moved>& pieces, double p) {
   Moved total;
   for (const Moved& piece : pieces) {
     total.changed += piece.changed;
     total.size = std::isinf(p) ? Moved::greater(total.size, piece.size) : total.size + piece.size;
   }
+  const double norm = p == 2 ? std::sqrt(total.size) : std::isinf(p) ? total.size : std::pow(total.size, 1 / p);
+  return {double(total.changed), norm};
+}
+
+inline Tensor summary_of(const std::vector<Moved>& pieces, double p) {
   const Tensor summary = new_vector(2, aoti_torch_dtype_float64());
-  double* to = summary.mutable_data_ptr<double>();
-  to[0] = double(total.changed);
-  to[1] = p == 2 ? std::sqrt(total.size) : std::isinf(p) ? total.size : std::pow(total.size, 1 / p);
+  std::ranges::copy(total_of(pieces, p), summary.mutable_data_ptr<double>());
   return summary;
 }
 
