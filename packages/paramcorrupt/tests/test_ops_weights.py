@@ -6,6 +6,7 @@ import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -91,8 +92,12 @@ def test_dense_changes_are_those_of_the_definition(
     summary = _ops.apply_dense_(ours, clean, g, 0.0173, power)
     expected = _reference.apply_dense_(theirs, clean, g, 0.0173, power)
     for x, y, w, grad in zip(ours, theirs, clean, g, strict=True):
-        a = 0.0173 * _reference._power(grad, power).view(w.shape)
-        assert_within_twice(x, y, w.double() + a, torch.maximum(w.double().abs(), a.abs()))
+        wide = grad.reshape(-1).double().numpy().astype(np.longdouble)
+        a = np.longdouble(0.0173) * np.sign(wide) * abs(wide) ** np.longdouble(power)
+        clean_wide = w.reshape(-1).double().numpy().astype(np.longdouble)
+        exact = torch.from_numpy((clean_wide + a).astype(np.float64)).view(w.shape)
+        terms = torch.from_numpy(np.maximum(abs(clean_wide), abs(a)).astype(np.float64)).view(w.shape)
+        assert_within_twice(x, y, exact, terms)
     changed = sum(int((x != w).sum()) for x, w in zip(ours, clean, strict=True))
     assert summary[0] == changed
     assert summary[1].item() == pytest.approx(expected[1].item(), rel=1e-6)
