@@ -21,14 +21,11 @@ for _ in range(40):
         optimizer.step()
 
 report = paramcorrupt.scan(model, "cross_entropy", data, eps=relative(0.05), verify=3, random=5)
-for row in report.rows():
-    measured = "" if row["measured"] is None else f", measured +{row['measured']:.4f}, chance {row['random']:+.4f}"
-    print(f"{row['group']:<10} {row['numel']:>5} weights: predicted +{row['predicted']:.4f}{measured}")
+print(report)
 
 worst = paramcorrupt.indicator(model, "cross_entropy", data, eps=0.5, n=10)
-print(
-    f"ten weights: loss {worst.loss:.3f} -> {worst.loss_corrupted:.3f}, accuracy {worst.accuracy:.3f} -> {worst.accuracy_corrupted:.3f}"
-)
+accuracy = f"accuracy {worst.accuracy:.3f} -> {worst.accuracy_corrupted:.3f}"
+print(f"\nten weights: loss {worst.loss:.3f} -> {worst.loss_corrupted:.3f}, {accuracy}")
 
 torch.nn.functional.cross_entropy(model(x), y).backward()
 with corrupted(model, corruption(model, eps=0.5)) as applied:

@@ -16,7 +16,7 @@ from . import models
 from ._failures import FAILED
 from ._patching import check_output
 from ._safetensors import read_checkpoint
-from ._table import Shown, sentences, table
+from ._table import Shown, table
 from .checkpoints import apply, diff
 from .corruption import relative
 
@@ -26,61 +26,8 @@ if TYPE_CHECKING:
     from ._tabular import Row, Scalar, Tabular
     from .faults import Faults
 
-_SCAN = (
-    Shown("group", "group"),
-    Shown("numel", "weights"),
-    Shown("eps", "eps"),
-    Shown("nnz", "non-zero"),
-    Shown("predicted", "predicted"),
-    Shown("measured", "measured"),
-    Shown("accuracy", "accuracy", True),
-    Shown("random_mean", "random"),
-    Shown("random_low", "from"),
-    Shown("random_high", "to"),
-)
-_CURVE = (
-    Shown("kind", "kind"),
-    Shown("eps", "eps"),
-    Shown("nnz", "non-zero"),
-    Shown("predicted", "predicted"),
-    Shown("measured", "measured"),
-    Shown("low", "from"),
-    Shown("high", "to"),
-    Shown("worst", "largest"),
-    Shown("accuracy", "accuracy", True),
-)
-_GATE = (Shown("rule", "rule"), Shown("passed", "passed"), Shown("value", "value"), Shown("limit", "limit"))
-_VULNERABILITY = (
-    Shown("group", "group"),
-    Shown("bit", "bit"),
-    Shown("field", "field"),
-    Shown("faults", "faults"),
-    Shown("sdc", "wrong", True),
-    Shown("low", "from", True),
-    Shown("high", "to", True),
-    Shown("due", "not finite", True),
-)
-_PROTECTION = (
-    Shown("group", "group"),
-    Shown("bit", "bit"),
-    Shown("fraction", "protected", True),
-    Shown("residual", "wrong", True),
-    Shown("residual_high", "at most", True),
-    Shown("chosen", "chosen"),
-)
-_TENSORS = (
-    Shown("tensor", "tensor"),
-    Shown("state", "state"),
-    Shown("dtype", "dtype"),
-    Shown("shape", "shape"),
-    Shown("changed", "changed"),
-    Shown("bits", "bits"),
-    Shown("l2", "||b - a||"),
-    Shown("relative", "relative"),
-    Shown("max", "max"),
-    Shown("nonfinite", "not finite"),
-)
 _STREAMS = ("/dev/", "/proc/")
+_MORE = " (--top 0 shows all)"
 
 
 def run_scan(options: Any) -> int:
@@ -103,7 +50,7 @@ def run_scan(options: Any) -> int:
     )
     if options.corruption:
         _save_worst(model, loss, data, options)
-    _tell(report, _SCAN, options)
+    _tell(report, options)
     return 0
 
 
@@ -143,7 +90,7 @@ def run_curve(options: Any) -> int:
         seed=options.seed,
         progress=_progress(options),
     )
-    _tell(found, _CURVE, options)
+    _tell(found, options)
     return 0
 
 
@@ -170,7 +117,7 @@ def run_gate(options: Any) -> int:
     )
     if options.junit:
         found.to_junit(options.junit)
-    _tell(found, _GATE, options)
+    _tell(found, options)
     return 0 if found.passed else FAILED
 
 
@@ -190,7 +137,7 @@ def run_vulnerability(options: Any) -> int:
         method=options.method,
         progress=_progress(options),
     )
-    _tell(found, _VULNERABILITY, options)
+    _tell(found, options)
     return 0
 
 
@@ -201,7 +148,7 @@ def run_protect(options: Any) -> int:
     _check_files(options)
     found = Vulnerability.from_json(options.vulnerability)
     chosen = protect(found, budget=options.budget, target=options.target, granularity=options.granularity)
-    _tell(chosen, _PROTECTION, options)
+    _tell(chosen, options)
     return 0
 
 
@@ -232,14 +179,7 @@ def run_diff(options: Any) -> int:
     """Compare two files."""
     _check_files(options)
     found = diff(options.a, options.b, trust=options.trust_pickle, progress=_progress(options))
-    rows = [row for row in found.rows() if row["state"] != "same"]
-    rows.sort(key=lambda row: -_number(row.get("relative")))
-    columns = (
-        _TENSORS
-        if found.of == "checkpoints"
-        else [Shown(key, key) for key in dict.fromkeys(k for r in rows for k in r)]
-    )
-    _tell(found, columns, options, rows)
+    _tell(found, options)
     return 0
 
 
@@ -324,7 +264,9 @@ def _tell_faults(plan: Faults, lines: list[str], options: Any) -> None:
         {"tensor": part.name, "dtype": part.format.name, "bits": part.stop - part.first} for part in plan.parts
     ]
     rows.sort(key=lambda row: -_number(row["bits"]))
-    _say("", table(rows, (Shown("tensor", "tensor"), Shown("dtype", "dtype"), Shown("bits", "bits")), options.top))
+    _say(
+        "", table(rows, (Shown("tensor", "tensor"), Shown("dtype", "dtype"), Shown("bits", "bits")), options.top, _MORE)
+    )
 
 
 # --- what is given --------------------------------------------------------------------------------------------------
@@ -415,11 +357,10 @@ def _write(result: Tabular, options: Any) -> None:
             getattr(result, f"to_{name}")(path)
 
 
-def _tell(result: Tabular, columns: Sequence[Shown], options: Any, rows: list[Row] | None = None) -> None:
+def _tell(result: Tabular, options: Any) -> None:
     """Write the reports, then print what was found."""
     _write(result, options)
-    text = table(result.rows() if rows is None else rows, columns, options.top)
-    _say(sentences(result._lead()), *(("", text) if text else ()))
+    _say(result._text(options.top, _MORE))
 
 
 def _many(count: int, what: str) -> str:

@@ -9,6 +9,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, ClassVar
 
 from ._numbers import number
+from ._table import Shown
 from ._tabular import Column, Row, Tabular
 from ._vulnerability import COLUMNS, Cell, Vulnerability
 
@@ -71,6 +72,14 @@ class Protection(Tabular):
         "removed": Column("Removed by the chosen", "%"),
     }
     highlights: ClassVar[tuple[str, ...]] = ("unprotected", "residual", "fraction", "removed")
+    printed: ClassVar[tuple[Shown, ...]] = (
+        Shown("group", "group"),
+        Shown("bit", "bit"),
+        Shown("fraction", "protected", True),
+        Shown("residual", "wrong", True),
+        Shown("residual_high", "at most", True),
+        Shown("chosen", "chosen"),
+    )
 
     def __repr__(self) -> str:
         return f"Protection(chosen={len(self.chosen)}, fraction={self.fraction:.3g}, residual={self.residual:.3g})"

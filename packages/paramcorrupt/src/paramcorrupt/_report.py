@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from ._groups import MODEL
 from ._numbers import THIN, number, show
+from ._table import Shown
 from ._tabular import Column, Row, Scalar, Tabular, parsed, read, record
 from .corruption import relative
 
@@ -105,6 +106,18 @@ class Report(Sequence[ReportRow], Tabular):
     kind: ClassVar[str] = "scan"
     columns: ClassVar[Mapping[str, Column]] = _COLUMNS
     highlights: ClassVar[tuple[str, ...]] = ("loss", "clean_accuracy", "weights", "groups", "verified", "spearman")
+    printed: ClassVar[tuple[Shown, ...]] = (
+        Shown("group", "group"),
+        Shown("numel", "weights"),
+        Shown("eps", "eps"),
+        Shown("nnz", "non-zero"),
+        Shown("predicted", "predicted"),
+        Shown("measured", "measured"),
+        Shown("accuracy", "accuracy", True),
+        Shown("random_mean", "random"),
+        Shown("random_low", "from"),
+        Shown("random_high", "to"),
+    )
 
     def __init__(self, rows: Sequence[ReportRow], facts: Row) -> None:
         self._rows = tuple(rows)

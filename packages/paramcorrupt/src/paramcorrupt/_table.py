@@ -19,13 +19,16 @@ class Shown(NamedTuple):
     percent: bool = False
 
 
-def table(rows: Sequence[Row], columns: Sequence[Shown], top: int = 0) -> str:
+def table(rows: Sequence[Row], columns: Sequence[Shown], top: int = 0, more: str = "") -> str:
     """Names to the left, numbers to the right; columns in which nothing exists are left out.
 
     Args:
+        columns: which, in this order; none: all, by their keys.
         top: how many rows are shown, the first ones; 0: all of them.
+        more: what follows their number where there are others.
     """
     shown = rows[:top] if top else rows
+    columns = columns or [Shown(key, key) for key in dict.fromkeys(key for row in rows for key in row)]
     used = [column for column in columns if any(row.get(column.key) is not None for row in shown)]
     if not used:
         return ""
@@ -40,7 +43,7 @@ def table(rows: Sequence[Row], columns: Sequence[Shown], top: int = 0) -> str:
         for row in cells
     ]
     if len(shown) < len(rows):
-        lines.append(f"... and {len(rows) - len(shown):,} more (--top 0 shows all)")
+        lines.append(f"... and {len(rows) - len(shown):,} more{more}")
     return "\n".join(lines)
 
 

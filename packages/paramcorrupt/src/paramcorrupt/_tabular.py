@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import pandas as pd
     from matplotlib.axes import Axes
     from torch import Tensor
 
     from ._svg import Figure
+    from ._table import Shown
 
 Scalar: TypeAlias = str | int | float | bool | None
 Row: TypeAlias = dict[str, Scalar]
@@ -48,6 +49,9 @@ class Tabular:
     highlights: ClassVar[tuple[str, ...]] = ()
     """The facts that stand on top of the page in large type."""
 
+    printed: ClassVar[tuple[Shown, ...]] = ()
+    """The columns of the table in a terminal; none: all of the rows."""
+
     def rows(self) -> list[Row]:
         """The table: a dictionary for each row, in which None is what does not exist."""
         raise NotImplementedError
@@ -67,6 +71,19 @@ class Tabular:
     def _figures(self) -> list[Figure]:
         """The figures of the page, of which the first is also the plot."""
         return []
+
+    def __str__(self) -> str:
+        return self._text(10)
+
+    def _printed(self) -> tuple[Sequence[Row], Sequence[Shown]]:
+        """The rows and columns of the table in a terminal."""
+        return self.rows(), self.printed
+
+    def _text(self, top: int, more: str = "") -> str:
+        """What was found, and the first `top` rows in columns, 0: all of them; `more` tells how to see the others."""
+        from ._table import sentences, table
+
+        return "\n\n".join(filter(None, (sentences(self._lead()), table(*self._printed(), top, more))))
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """The whole result as JSON, also written to `path`.

@@ -15,6 +15,7 @@ from ._comparing import open_source, report_rows, tensor_rows
 from ._edits import Tally, edits_of
 from ._patching import check_output, write_edited
 from ._safetensors import read_checkpoint, read_metadata
+from ._table import Shown
 from ._tabular import Column, Row, Tabular, parsed, read, replacing
 from ._weights import is_pickle, read_weights, unwrapped
 from .corruption import Corruption
@@ -139,6 +140,18 @@ class Difference(Tabular):
         "nonfinite": Column("Not finite", "", "elements that are finite in a and NaN or infinite in b"),
         "bits": Column("Bits", "", "that differ"),
     }
+    printed: ClassVar[tuple[Shown, ...]] = (
+        Shown("tensor", "tensor"),
+        Shown("state", "state"),
+        Shown("dtype", "dtype"),
+        Shown("shape", "shape"),
+        Shown("changed", "changed"),
+        Shown("bits", "bits"),
+        Shown("l2", "||b - a||"),
+        Shown("relative", "relative"),
+        Shown("max", "max"),
+        Shown("nonfinite", "not finite"),
+    )
 
     def rows(self) -> list[Row]:
         """A row for each tensor: its state (same, changed, reshaped, added, removed), and how far it moved."""
@@ -154,6 +167,12 @@ class Difference(Tabular):
         facts["elements"] = int(sum(self._numbers("changed")))
         facts["bits"] = int(sum(self._numbers("bits")))
         return facts | {"l2": math.hypot(*self._numbers("l2"))}
+
+    def _printed(self) -> tuple[list[Row], tuple[Shown, ...]]:
+        """What differs, the most first."""
+        rows = [row for row in self.rows() if row["state"] != "same"]
+        rows.sort(key=lambda row: row.get("relative") or 0.0, reverse=True)
+        return rows, self.printed if self.of == "checkpoints" else ()
 
     def _numbers(self, column: str) -> list[float]:
         values = [row.get(column) for row in self.tensors]

@@ -14,6 +14,7 @@ from ._arguments import check_budgets, check_set
 from ._numbers import number
 from ._progress import track
 from ._statistics import mean_interval
+from ._table import Shown
 from ._tabular import Column, Row, Tabular, parsed, read, record, weight_hash
 from ._tensors import Named, check_n, check_seed, match
 from .corruption import corruption, random_corruption, relative
@@ -94,6 +95,17 @@ class Curve(Sequence[CurvePoint], Tabular):
     kind: ClassVar[str] = "curve"
     columns: ClassVar[Mapping[str, Column]] = _COLUMNS
     highlights: ClassVar[tuple[str, ...]] = ("loss", "clean_accuracy", "samples", "weights")
+    printed: ClassVar[tuple[Shown, ...]] = (
+        Shown("kind", "kind"),
+        Shown("eps", "eps"),
+        Shown("nnz", "non-zero"),
+        Shown("predicted", "predicted"),
+        Shown("measured", "measured"),
+        Shown("low", "from"),
+        Shown("high", "to"),
+        Shown("worst", "largest"),
+        Shown("accuracy", "accuracy", True),
+    )
 
     def __init__(self, points: Sequence[CurvePoint], facts: Row) -> None:
         self._points = tuple(points)

@@ -109,6 +109,8 @@ class Faults(Tabular):
     def __repr__(self) -> str:
         return f"Faults({self.fault!r}, count={self.count}, bits={self.bits}, tensors={len(self.parts)})"
 
+    __str__ = __repr__  # there may be millions of rows
+
     def __iter__(self) -> Iterator[Fault]:
         """The faults, in the order of tensors and of their bits."""
         for part in self.parts:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ._groups import MODEL
 from ._numbers import number
 from ._report import Report, ReportRow, budget, settings, unit_of
+from ._table import Shown
 from ._tabular import Column, Row, Tabular, read, schema, weight_hash, written
 from ._tensors import check_eps, check_p
 from .corruption import relative
@@ -65,6 +66,12 @@ class Gate(Tabular):
         "message": Column("In words"),
     }
     highlights: ClassVar[tuple[str, ...]] = ("passed", "loss", "clean_accuracy", "weights")
+    printed: ClassVar[tuple[Shown, ...]] = (
+        Shown("rule", "rule"),
+        Shown("passed", "passed"),
+        Shown("value", "value"),
+        Shown("limit", "limit"),
+    )
 
     def __init__(self, cases: Sequence[Case], report: Report) -> None:
         self.cases = tuple(cases)
