@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -156,7 +157,7 @@ def test_the_plot_has_a_line_for_every_kind() -> None:
         ({"data": iter([])}, TypeError, "data must be re-iterable"),
         ({"mode": "train"}, ValueError, "mode must be"),
     ],
-    ids=str,
+    ids=lambda x: re.sub(" at 0x[0-9a-f]+", "", str(x)) if isinstance(x, dict) else "",
 )
 def test_arguments_are_refused_before_any_pass(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     model, forwards = network(), []

@@ -1,11 +1,8 @@
 // Dense changes of weights in place that leave what undoes them: a copy, or two bits of each weight.
 #include <torch/csrc/stable/library.h>
 
-#if __has_include(<sys/mman.h>)
-#include <sys/mman.h>
-#endif
-
 #include "change.h"
+#include "pages.h"
 
 namespace paramcorrupt {
 namespace {
@@ -14,19 +11,9 @@ static_assert(std::endian::native == std::endian::little);
 
 using torch::stable::detail::from;
 
-// Asks for large pages under a fresh buffer: the faults of small ones cost as much as all the rest.
-void use_large_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t kPage = 2 << 20;
-  const uintptr_t first = (uintptr_t(data) + kPage - 1) / kPage * kPage;
-  const uintptr_t last = (uintptr_t(data) + bytes) / kPage * kPage;
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // no more than advice
-#endif
-}
-
 Tensor new_bytes(int64_t size) {
   const Tensor bytes = new_vector(size, aoti_torch_dtype_uint8());
-  use_large_pages(bytes.mutable_data_ptr(), size);
+  prefer_large_pages(bytes.mutable_data_ptr(), size);
   return bytes;
 }
 
@@ -194,7 +181,10 @@ void boxed_apply_compact_(StableIValue* stack, uint64_t, uint64_t) {
   for (int64_t k = 0; k < plan.pieces(); ++k) start[k + 1] = start[k] + int64_t(escaped[k].size());
   const Tensor bits = new_bytes(start[plan.pieces()]);
   auto* next = static_cast<char*>(bits.mutable_data_ptr());
-  for (const auto& old : escaped) next = std::copy(old.begin(), old.end(), next);
+  for (auto& old : escaped) {
+    next = std::copy(old.begin(), old.end(), next);
+    std::vector<char>().swap(old);
+  }
   stack[0] = from(summary_of(moved, p));
   stack[1] = from(codes);
   stack[2] = from(starts);
