@@ -314,6 +314,8 @@ def memory_index(x: Tensor, index: Tensor) -> Tensor:
 
 def logical(x: Tensor) -> Tensor:
     """The elements in row-major order: `x` itself, or a copy."""
+    if x.is_contiguous() and not (x.requires_grad or x.is_neg()):
+        return x  # as gradients are: there may be thousands, each smaller than the time of three calls
     return x.detach().resolve_neg().contiguous()
 
 

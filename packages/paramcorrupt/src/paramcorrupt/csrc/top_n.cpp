@@ -11,7 +11,7 @@
 namespace paramcorrupt {
 namespace {
 
-constexpr int64_t kKept = 7 << 20;  // bytes, at most
+constexpr int64_t kKept = 27 << 18;  // bytes, at most: 8 MiB with the sample and the parts
 
 template <class S>
 class TopN {
