@@ -525,6 +525,16 @@ def test_one_gradient_of_two_parameters_can_be_saved(tmp_path: Path) -> None:
     assert torch.equal(x, y)
 
 
+def test_a_file_has_the_permissions_of_others_and_keeps_its_own(tmp_path: Path) -> None:
+    plain, saved = tmp_path / "plain", tmp_path / "saved"
+    plain.touch()
+    changes()["sparse"].save(saved)
+    assert saved.stat().st_mode == plain.stat().st_mode
+    saved.chmod(0o640)
+    changes()["dense"].save(saved)
+    assert saved.stat().st_mode & 0o777 == 0o640
+
+
 def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError, match="folder"):

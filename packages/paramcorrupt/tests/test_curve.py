@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import Any
@@ -125,6 +126,9 @@ def test_a_file_that_is_no_curve_is_refused(tmp_path: Any) -> None:
     path = _written(measure(), tmp_path)
     path.write_text(path.read_text().replace('"worst"', '"best"'))
     with pytest.raises(ValueError, match=r"curve\.json is a damaged curve"):
+        Curve.from_json(path)
+    path.write_text(json.dumps(json.loads(measure().to_json()) | {"rows": []}))
+    with pytest.raises(ValueError, match=r"curve\.json is a damaged curve: it has no rows"):
         Curve.from_json(path)
 
 

@@ -27,6 +27,7 @@ from paramcorrupt import Report, ReportRow
 from paramcorrupt._html import page
 from paramcorrupt._numbers import number, percent, scale, suited
 from paramcorrupt._svg import MOST_ROWS, Bars, Columns, Heat, Lines, Scatter, Series, shorten
+from paramcorrupt._table import cell
 from paramcorrupt._tabular import Column, replacing, weight_hash
 
 if TYPE_CHECKING:
@@ -44,6 +45,16 @@ def row(i: int, **changes: object) -> ReportRow:
 
 def report(count: int = 5, **facts: object) -> Report:
     return Report([row(i) for i in range(count)], FACTS | facts)
+
+
+def test_results_represent_themselves_by_what_was_found() -> None:
+    text = "<Report: layer0.weight is the most fragile: changing it by 2 % of its norm raises the loss by 1.9 nats"
+    assert repr(report()).startswith(text)
+    assert repr(report()).count("\n") == 0
+
+
+def test_a_table_in_a_terminal_writes_small_shares_as_numbers_are_written() -> None:
+    assert [cell(x, percent=True) for x in (0.0, 0.5, 7.46e-5, 1e-9)] == ["0.00 %", "50.00 %", "0.0075 %", "1e-07 %"]
 
 
 # --- JSON, CSV, frames ----------------------------------------------------------------------------------------------

@@ -132,6 +132,13 @@ def test_no_gradient_anywhere_is_refused(grads: Any) -> None:
         _tensors.gradients(grads)
 
 
+def test_tensors_without_a_gradient_are_named() -> None:
+    with pytest.raises(ValueError, match=r"got none for 'weight', 'bias'; call backward before"):
+        _tensors.gradients(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"got none for '0', '1', '2' and 4 more; call"):
+        _tensors.gradients([None] * 7)
+
+
 @pytest.mark.parametrize(
     ("grad", "what"),
     [

@@ -17,6 +17,7 @@ from ._failures import FAILED
 from ._patching import check_output
 from ._safetensors import read_checkpoint
 from ._table import Shown, table
+from ._tabular import is_stream
 from .checkpoints import apply, diff
 from .corruption import relative
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from ._tabular import Row, Scalar, Tabular
     from .faults import Faults
 
-_STREAMS = ("/dev/", "/proc/")
 _MORE = " (--top 0 shows all)"
 
 
@@ -333,7 +333,7 @@ def _check_files(options: Any) -> None:
 
 def _check_place(option: str, path: str, *, folder: bool = False) -> None:
     target = Path(os.path.realpath(path))
-    if path.startswith(_STREAMS):
+    if is_stream(path):
         return
     if target.is_dir() and not folder:
         raise ValueError(f"{option} must be a file, got the folder {path}: name a file in it")

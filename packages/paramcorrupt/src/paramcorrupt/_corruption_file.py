@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from . import _forms, _ops
+from ._tabular import replacing
 from ._tensors import DTYPES, check_eps, check_n, check_p, check_seed, logical
 
 if TYPE_CHECKING:
@@ -55,15 +54,8 @@ def write(change: Corruption, path: str | os.PathLike[str]) -> None:
         if x.untyped_storage().data_ptr() in seen:
             tensors[name] = x.clone()
         seen.add(x.untyped_storage().data_ptr())
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
+    with replacing(path) as temporary:
         save_file(tensors, temporary, {"paramcorrupt": json.dumps(facts)})
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def read(path: str | os.PathLike[str]) -> Corruption:

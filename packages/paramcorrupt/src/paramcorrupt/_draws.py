@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from . import _sampling
+from ._formats import layout, positions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from ._formats import Format
+    from ._formats import Bits, Format
 
 FAULTS = ("single", "multi", "burst", "stuck")
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -26,6 +27,12 @@ class Room:
     format: Format
     elements: int
     positions: list[int]
+
+    @classmethod
+    def of(cls, name: str, x: Tensor, bits: Bits, formats: Mapping[str, str] | None) -> Room:
+        """That of a tensor of this name, of whose bits those can be hit that are chosen by `bits`."""
+        form = layout(name, x.dtype, formats)
+        return cls(form, x.numel() * x.element_size() * 8 // form.stride, positions(name, form, bits))
 
     @property
     def bits(self) -> int:

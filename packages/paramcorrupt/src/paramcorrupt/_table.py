@@ -56,7 +56,7 @@ def cell(x: Scalar, percent: bool = False) -> str:
     if isinstance(x, str):
         return x
     if percent and math.isfinite(x):
-        return f"{100 * x:.2f} %" if x == 0 or abs(x) >= 1e-4 else f"{100 * x:.1e} %"
+        return f"{100 * x:.2f} %" if x == 0 or abs(x) >= 1e-4 else f"{100 * x:.2g} %"
     return f"{x:,}" if isinstance(x, int) else f"{x:.4g}"
 
 

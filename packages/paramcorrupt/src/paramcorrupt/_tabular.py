@@ -72,6 +72,11 @@ class Tabular:
         """The figures of the page, of which the first is also the plot."""
         return []
 
+    def __repr__(self) -> str:
+        from ._table import sentences
+
+        return f"<{type(self).__name__}: {sentences(self._lead()[:1])}>"
+
     def __str__(self) -> str:
         return self._text(10)
 
@@ -191,7 +196,7 @@ def parsed(document: Any, kind: str, name: str) -> tuple[Row, list[Row]]:
     return facts, rows
 
 
-_TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float)}
+_TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "bool": bool}
 
 
 def record(kind: type[T], row: Row) -> T:
@@ -202,9 +207,16 @@ def record(kind: type[T], row: Row) -> T:
     for field in fields(kind):  # type: ignore[arg-type]
         name, _, optional = str(field.type).partition(" | ")
         x = row[field.name]
-        if not (optional and x is None) and (isinstance(x, bool) or not isinstance(x, _TYPES[name])):
+        fits = isinstance(x, _TYPES[name]) and isinstance(x, bool) == (name == "bool")
+        if not fits and not (optional and x is None):
             raise ValueError(f"{field.name} of a row must be {field.type}, got {x!r}")
     return kind(**row)
+
+
+def is_stream(path: str | os.PathLike[str]) -> bool:
+    """Whether this is a pipe, a terminal or an open file, to which is written as it is."""
+    target = Path(os.path.realpath(path))
+    return os.fspath(path).startswith(_STREAMS) or (target.exists() and not (target.is_file() or target.is_dir()))
 
 
 @contextmanager
@@ -216,7 +228,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
-    if os.fspath(path).startswith(_STREAMS) or (target.exists() and not target.is_file()):
+    if is_stream(path):
         yield Path(path)  # a pipe, a terminal or an open file cannot be replaced
         return
     temporary = target.with_name(f".{target.name[:200]}.{os.getpid()}.part")
@@ -224,10 +236,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.open("xb").close()
     except OSError as error:
         raise OSError(error.errno, error.strerror, os.fspath(path)) from None  # the name that the user knows
+    mode = (target if target.exists() else temporary).stat().st_mode & 0o7777
     try:
         yield temporary
-        if target.exists():
-            temporary.chmod(target.stat().st_mode & 0o7777)
+        temporary.chmod(mode)  # whoever wrote it may have put a file of other permissions there
         temporary.replace(target)
     finally:
         with suppress(FileNotFoundError):

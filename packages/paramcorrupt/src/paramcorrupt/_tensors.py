@@ -71,7 +71,7 @@ def gradients(grads: Any) -> tuple[Named, tuple[str, ...]]:
         check_tensor(f"gradient {name!r}", x)
     if not any(x.numel() for _, x in given):
         raise ValueError(
-            f"grads must have a gradient with at least one element, got none of {len(pairs)}; call backward before"
+            f"grads must have a gradient with at least one element, got none{_listed(skipped)}; call backward before"
         )
     check_device("gradient", given)
     return Named(tuple(name for name, _ in given), tuple(x for _, x in given)), skipped
@@ -120,6 +120,11 @@ def _pairs(source: Any, argument: str, *, buffers: bool = False, tied: bool = Fa
     if len(given) != len({name for name, _ in given}):
         raise ValueError(f"{argument} must have different names, got {[name for name, _ in given]}")
     return given
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f" for {', '.join(map(repr, names[:3]))}{more}" if names else ""
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ def read_change(path: str | os.PathLike[str]) -> Corruption | Faults:
     raise ValueError(f"{os.fspath(path)} must be a corruption or a plan of faults that their `save` wrote")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Difference(Tabular):
     """What is not the same in two checkpoints, or in two reports.
 

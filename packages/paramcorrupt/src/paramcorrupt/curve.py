@@ -137,6 +137,8 @@ class Curve(Sequence[CurvePoint], Tabular):
         name = os.fspath(path)
         facts, rows = parsed(read(path), cls.kind, name)
         try:
+            if not rows:
+                raise ValueError("it has no rows")
             return cls([record(CurvePoint, row) for row in rows], facts)
         except ValueError as error:
             raise ValueError(f"{name} is a damaged curve: {error}") from error

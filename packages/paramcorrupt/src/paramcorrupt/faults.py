@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import _ops, _sampling
 from ._draws import FAULTS, Room, draw
-from ._formats import Bits, Format, check_bits, layout, positions
+from ._formats import Bits, Format, check_bits
 from ._storage import Injector, bytes_of, find, in_memory, stored
 from ._tabular import Column, Row, Tabular
 from ._tensors import check_seed
@@ -318,11 +318,7 @@ def bitflip(
     if (rate is None) == (count is None):
         raise ValueError(f"exactly one of rate and count must be given, got rate={rate!r} and count={count!r}")
     named = stored(model, buffers=buffers)
-    rooms = []
-    for name, x in zip(named.names, named.tensors, strict=True):
-        form = layout(name, x.dtype, formats)
-        elements = x.numel() * x.element_size() * 8 // form.stride
-        rooms.append(Room(form, elements, positions(name, form, bits)))
+    rooms = [Room.of(name, x, bits, formats) for name, x in zip(named.names, named.tensors, strict=True)]
     most = sum(room.places(width, fault) for room in rooms)
     candidates = sum(room.bits for room in rooms if room.places(width, fault))
     if not most:
