@@ -7,6 +7,7 @@ import importlib
 import itertools
 import json
 import math
+import os
 import struct
 import warnings
 from typing import TYPE_CHECKING, Any, Literal
@@ -533,6 +534,17 @@ def test_a_file_has_the_permissions_of_others_and_keeps_its_own(tmp_path: Path) 
     saved.chmod(0o640)
     changes()["dense"].save(saved)
     assert saved.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_pipe_is_written_and_not_replaced(tmp_path: Path) -> None:
+    pipe, copy = tmp_path / "pipe", tmp_path / "copy"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    changes()["sparse"].save(pipe)
+    copy.write_bytes(os.read(reader, 1 << 16))
+    os.close(reader)
+    assert Corruption.load(copy).nnz == changes()["sparse"].nnz
+    assert pipe.is_fifo()
 
 
 def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path: Path) -> None:

@@ -384,7 +384,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "eps nan": ({"eps": math.nan}, ValueError, "eps must be"),
     "eps text": ({"eps": "0.1"}, TypeError, "eps must be"),
     "p": ({"p": 0.5}, ValueError, r"p must be .*0\.5"),
-    "n": ({"n": 0}, ValueError, "n must be"),
+    "n": ({"n": 0}, ValueError, r"n must be .*n=0 with k=\d{1,6}$"),
     "n half": ({"n": 2.5}, TypeError, "n must be"),
     "n bool": ({"n": True}, TypeError, "n must be"),
     "verify": ({"verify": -1}, ValueError, r"verify must be .*-1"),

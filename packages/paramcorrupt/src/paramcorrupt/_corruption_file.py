@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _forms, _ops
-from ._tabular import replacing
+from ._safetensors import write_tensors
 from ._tensors import DTYPES, check_eps, check_n, check_p, check_seed, logical
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
 
 def write(change: Corruption, path: str | os.PathLike[str]) -> None:
-    from safetensors.torch import save_file
-
     form = change._form
     tensors: dict[str, Tensor] = {}
     if isinstance(form, _forms.Sparse):
@@ -54,8 +52,7 @@ def write(change: Corruption, path: str | os.PathLike[str]) -> None:
         if x.untyped_storage().data_ptr() in seen:
             tensors[name] = x.clone()
         seen.add(x.untyped_storage().data_ptr())
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, {"paramcorrupt": json.dumps(facts)})
+    write_tensors(tensors, path, {"paramcorrupt": json.dumps(facts)})
 
 
 def read(path: str | os.PathLike[str]) -> Corruption:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._draws import FAULTS
 from ._formats import FORMATS, Format, layout
-from ._tabular import replacing
+from ._safetensors import write_tensors
 from .faults import Faults, Part
 
 SCHEMA = "paramcorrupt/faults/1"
@@ -23,15 +23,12 @@ _DTYPES = {str(x): x for x in vars(torch).values() if isinstance(x, torch.dtype)
 
 def save(plan: Faults, path: str | os.PathLike[str]) -> None:
     """Write a plan; nothing half-written is left if that fails."""
-    from safetensors.torch import save_file
-
     parts = [[part.name, str(part.dtype), part.shape, part.format.name, part.first, part.stop] for part in plan.parts]
     text = json.dumps({"schema": SCHEMA, **{key: getattr(plan, key) for key in _SCALARS}, "parts": parts})
     arrays = {"byte_index": plan._byte_index, "mask": plan._mask}
     if plan._value is not None:
         arrays["value"] = plan._value
-    with replacing(path) as temporary:
-        save_file(arrays, temporary, metadata={"paramcorrupt": text})
+    write_tensors(arrays, path, {"paramcorrupt": text})
 
 
 def load(path: str | os.PathLike[str]) -> Faults:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
+from ._tabular import is_stream, replacing
+
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 HEADER_LIMIT = 100_000_000  # bytes: that of the format's own reader
 INDEX = ".safetensors.index.json"
@@ -238,3 +240,17 @@ def _parse(text: bytes, path: Path) -> Any:
 def _refuse(path: Path, reason: str) -> NoReturn:
     kind = "index" if path.name.endswith(".json") else "header"
     raise ValueError(f"{path} cannot be read: its {kind} {reason}")
+
+
+def write_tensors(
+    tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a file; nothing half-written is left if that fails."""
+    from safetensors.torch import save, save_file
+
+    held, facts = dict(tensors), None if metadata is None else dict(metadata)
+    if is_stream(path):
+        Path(path).write_bytes(save(held, facts))  # in whose place the other would put a file
+        return
+    with replacing(path) as temporary:
+        save_file(held, temporary, facts)

@@ -14,9 +14,9 @@ import torch
 from ._comparing import open_source, report_rows, tensor_rows
 from ._edits import Tally, edits_of
 from ._patching import check_output, write_edited
-from ._safetensors import read_checkpoint, read_metadata
+from ._safetensors import read_checkpoint, read_metadata, write_tensors
 from ._table import Shown
-from ._tabular import Column, Row, Tabular, parsed, read, replacing
+from ._tabular import Column, Row, Tabular, parsed, read
 from ._weights import is_pickle, read_weights, unwrapped
 from .corruption import Corruption
 from .faults import Faults
@@ -91,13 +91,11 @@ def apply(
 
 def _apply_loaded(weights: dict[str, Tensor], change: Corruption | Faults, output: str | os.PathLike[str]) -> Applied:
     """Of weights in memory, all of which are written."""
-    from safetensors.torch import save_file
-
     if Path(output).suffix != ".safetensors":
         raise ValueError(f"output must end in .safetensors, for no pickle is written, got {os.fspath(output)}")
     weights = {name: x.detach().clone(memory_format=torch.contiguous_format) for name, x in weights.items()}
-    with corrupted(weights, change) as applied, replacing(output) as temporary:
-        save_file(weights, temporary)
+    with corrupted(weights, change) as applied:
+        write_tensors(weights, output)
     return applied
 
 

@@ -118,7 +118,6 @@ class Defense(Wrapper):
         _check_choice("scope", scope, "global", "tensor")
         _check_choice("ascent", ascent, "normalized", "raw")
         _check_number("inner_lr", inner_lr)
-        check_n(n, 1 << 62)
         self._rule = Rule(
             p=check_p(p),
             n=n,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -99,8 +98,6 @@ def scan(
     if not isinstance(eps, relative):
         check_eps(eps)
     check_p(p)
-    if n is not None:
-        check_n(n, sys.maxsize)
     if verify != "all":
         _check_count("verify", verify, ' or "all"')
     _check_count("random", random)
@@ -110,6 +107,8 @@ def scan(
     check_data(data)
     objective = as_objective(loss)
     named = parameters(model)
+    k = _sums.count(named.tensors)
+    check_n(min(n, k) if type(n) is int else n, k)
     members = groups_of(named.names, groups)
     tensors = dict(zip(named.names, named.tensors, strict=True))
     start = time.perf_counter()
