@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .restoring import Written
 
-_PIECE = 1 << 20  # random numbers at a time
+PIECE = 1 << 20  # random numbers at a time
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PLAIN = 16  # the largest p below infinity whose norms the operators measure: their sums are of plain p-th powers
 _VALUES = 1 << 62  # where the numbers of a random corruption of n < k elements start, beyond what chooses the elements
@@ -69,6 +69,14 @@ class Sparse:
     def check(self, names: Sequence[str]) -> None:
         """It holds everything itself."""
 
+    def only(self, chosen: Sequence[bool]) -> Sparse:
+        """What it changes in some of the tensors; the others are empty."""
+        sizes = self.offsets.diff()
+        chosen_sizes = sizes * torch.tensor(chosen, device=sizes.device)
+        kept = torch.tensor(chosen, device=sizes.device).repeat_interleave(sizes)
+        offsets = torch.cat([sizes.new_zeros(1), chosen_sizes.cumsum(0)])
+        return Sparse(offsets, self.index[kept], self.delta[kept])
+
     def values(self, shapes: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         limits = self.offsets.tolist()
         for shape, first, last in zip(shapes, limits[:-1], limits[1:], strict=True):
@@ -111,7 +119,7 @@ class Sparse:
 # --- by all of it ---------------------------------------------------------------------------------------------------
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
     """Weights as contiguous memory, numbers z in the same order, and the tensor of which the only weight is a copy."""
 
     weights: list[Tensor]
@@ -119,15 +127,15 @@ class _Batch(NamedTuple):
     original: Tensor | None = None
 
 
-def _batch(target: Tensor, z: Tensor) -> _Batch:
+def batch(target: Tensor, z: Tensor) -> Batch:
     """Of one tensor in any layout and the numbers for it in any layout."""
     if is_dense(target):
-        return _Batch([memory(target)], [laid_out(z, target)])
-    return _Batch([logical(target).view(-1)], [logical(z).view(-1)], target.detach())
+        return Batch([memory(target)], [laid_out(z, target)])
+    return Batch([logical(target).view(-1)], [logical(z).view(-1)], target.detach())
 
 
-def _write(
-    batches: Callable[[], Iterator[_Batch]], scale: float, power: float, p: float, keep: Literal["backup", "compact"]
+def write(
+    batches: Callable[[], Iterator[Batch]], scale: float, power: float, p: float, keep: Literal["backup", "compact"]
 ) -> Written:
     """w += scale sgn(z) |z|^power, batch by batch. `batches` is iterated again by the undoing of "compact" only."""
     from .restoring import Written
@@ -197,6 +205,11 @@ class Dense:
                     " make the corruption again"
                 )
 
+    def only(self, chosen: Sequence[bool]) -> Dense:
+        """What it changes in some of the tensors; the others are empty."""
+        gradients = tuple(x if own else x.new_empty(0) for x, own in zip(self.gradients, chosen, strict=True))
+        return replace(self, gradients=gradients, versions=tuple(map(_version, gradients)))
+
     def _z(self, x: Tensor) -> Tensor:
         return x if self.unit == 1 else x.detach().double() / self.unit
 
@@ -209,6 +222,8 @@ class Dense:
         tensors = [logical(x) for x in self.gradients]
         stats = _ops.grad_stats(tensors).cpu()
         largest = float(stats[:, 2].amax())
+        if not largest:
+            return 0.0
         top = self.scale * float((largest / self.unit) ** self.power)
         if p == math.inf:
             return top
@@ -217,7 +232,7 @@ class Dense:
         return top * math.pow(float(_ops.power_sum(tensors, self.power * p, largest, 0).sum()), 1 / p)
 
     def write(self, targets: Sequence[Tensor], p: float, keep: Literal["backup", "compact"]) -> Written:
-        def batches() -> Iterator[_Batch]:
+        def batches() -> Iterator[Batch]:
             together: list[tuple[Tensor, Tensor]] = []
             alone: list[tuple[Tensor, Tensor]] = []
             for x, g in zip(targets, self.gradients, strict=True):
@@ -225,11 +240,11 @@ class Dense:
                 plain = self.unit == 1 and is_dense(x) and x.stride() == g.stride()
                 (together if plain else alone).append((x, g))
             if together:
-                yield _Batch([memory(x) for x, _ in together], [laid_out(g, x) for x, g in together])
+                yield Batch([memory(x) for x, _ in together], [laid_out(g, x) for x, g in together])
             for x, g in alone:
-                yield _batch(x, self._z(g))
+                yield batch(x, self._z(g))
 
-        return _write(batches, self.scale, self.power, p, keep)
+        return write(batches, self.scale, self.power, p, keep)
 
 
 # --- by a seed ------------------------------------------------------------------------------------------------------
@@ -257,14 +272,14 @@ class Random:
         """It needs nothing but the seed."""
 
     def _spans(self, whole: Sequence[bool]) -> Iterator[list[tuple[int, int, int]]]:
-        """(tensor, first, last) in groups of one dtype and at most `_PIECE` numbers; `whole` tensors are not split."""
+        """(tensor, first, last) in groups of one dtype and at most `PIECE` numbers; `whole` tensors are not split."""
         group: list[tuple[int, int, int]] = []
         total = 0
         for t, size in enumerate(self.sizes):
-            step = max(size, 1) if whole[t] else _PIECE
+            step = max(size, 1) if whole[t] else PIECE
             for first in range(0, size, step):
                 last = min(size, first + step)
-                full = whole[t] or total + last - first > _PIECE
+                full = whole[t] or total + last - first > PIECE
                 if group and (full or whole[group[-1][0]] or self.dtypes[group[-1][0]] != self.dtypes[t]):
                     yield group
                     group, total = [], 0
@@ -302,19 +317,22 @@ class Random:
     def write(self, targets: Sequence[Tensor], p: float, keep: Literal["backup", "compact"]) -> Written:
         whole = [not x.is_contiguous() for x in targets]
 
-        def batches() -> Iterator[_Batch]:
+        def batches() -> Iterator[Batch]:
             for group, z, _ in self._filled(whole, targets[0].device):
                 if whole[t := group[0][0]]:
-                    yield _batch(targets[t], z[0].view(targets[t].shape))
+                    yield batch(targets[t], z[0].view(targets[t].shape))
                 else:
-                    yield _Batch([memory(targets[t])[first:last] for t, first, last in group], z)
+                    yield Batch([memory(targets[t])[first:last] for t, first, last in group], z)
 
-        return _write(batches, self.scale, 0.0 if p == math.inf else 1.0, p, keep)
+        return write(batches, self.scale, 0.0 if p == math.inf else 1.0, p, keep)
 
 
-def scattered(tensors: Sequence[Tensor], n: int, seed: int, p: float, eps: float) -> Sparse:
-    """n of the elements, chosen uniformly, and random numbers on them whose p-norm is eps."""
-    device = tensors[0].device
+def scattered(
+    tensors: Sequence[Tensor], n: int, seed: int, p: float, eps: float, device: torch.device | None = None
+) -> Sparse:
+    """n of the elements, chosen uniformly, and random numbers on them whose p-norm is eps; on a device, by default that
+    of the tensors."""
+    device = device or tensors[0].device
     place = _ops.sample_bits(sum(x.numel() for x in tensors), n, seed).sort().values
     starts = torch.tensor([0, *itertools.accumulate(x.numel() for x in tensors)])
     offsets = torch.searchsorted(place, starts)

@@ -14,9 +14,14 @@ from torch import Tensor
 
 from . import _ops, _sums
 from ._reference import key_dtype
+from ._sharded import Shards
+from ._shards import local
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from typing import TypeAlias
+
+    _Sums: TypeAlias = Callable[[Callable[[Tensor], Tensor]], Tensor]
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PIECE = 1 << 18  # elements at a time where temporary tensors are needed
@@ -43,11 +48,11 @@ def project_(
     if not k:
         return
     if not eps:
-        torch._foreach_zero_(a)
+        torch._foreach_zero_(list(map(local, a)))
         return
     n = k if n is None else n
-    threshold = _sums.select(a, n) if n < k else torch.tensor([0, k, 0, 0], device=a[0].device)
-    limit, above, ties = threshold[:3].tolist()
+    everything = _sums.Limit(torch.tensor([0, k, 0, 0], device=a[0].device), 0, k, 0)
+    threshold, limit, above, ties = _sums.select(a, n) if n < k else everything
     value, top = _magnitude(limit, key_dtype(a)), _sums.largest(a)
     size = top
     if top and p != math.inf:
@@ -72,22 +77,25 @@ def project_(
 def _shrink_(
     a: list[Tensor], threshold: Tensor, *, shrink: float = 0.0, clip: float = math.inf, scale: float = 1.0
 ) -> None:
-    _ops.ascend_project_(a, a, 0.0, 1.0, threshold, shrink, clip, scale)
+    held = list(map(local, a))
+    _ops.ascend_project_(held, held, 0.0, 1.0, threshold, shrink, clip, scale)
 
 
 def _magnitude(key: int, dtype: torch.dtype) -> float:
     return torch.tensor(key, dtype=_INTEGERS[dtype.itemsize]).view(dtype).item()
 
 
-def _first_largest(a: Sequence[Tensor]) -> tuple[int, int]:
-    """The tensor and the place in it of the first element of the largest magnitude."""
-    offsets, index, _ = _ops.collect(a, _sums.select(a, 1))
-    return int(offsets.diff().argmax()), int(index)
+def _first_largest(a: Sequence[Tensor]) -> tuple[int, int] | None:
+    """The tensor and the place in it of the first element of the largest magnitude, where this process holds it."""
+    offsets, index, _ = _ops.collect(list(map(local, a)), _sums.select(a, 1).threshold)
+    return (int(offsets.diff().argmax()), int(index)) if index.numel() else None
 
 
-def _set_(a: Sequence[Tensor], place: tuple[int, int], size: float) -> None:
+def _set_(a: Sequence[Tensor], place: tuple[int, int] | None, size: float) -> None:
+    if place is None:
+        return
     t, i = place
-    x = a[t].view(-1)
+    x = local(a[t]).view(-1)
     x[i] = -size if x[i] < 0 else size
 
 
@@ -124,29 +132,31 @@ def _solve_(a: list[Tensor], eps: float, p: float, n: int, threshold: Tensor, *,
     """By the multiplier of the constraint; in units of eps: c + nu c^(p-1) = |x| / eps with sum c^p = 1."""
     place, size = None, 0.0
     k = _sums.count(a)
+    shards, held = Shards.of(a), list(map(local, a))
     if n < k:
-        offsets, index, value = _ops.collect(a, threshold)
-        parts = [value.double()]
+        offsets, index, value = _ops.collect(held, threshold)
+        written = [value.double()]
+        counted = shards.counted(written[0].split(offsets.diff().tolist())) if shards.dims else written
     else:
-        parts = [x.view(-1) for x in a]
+        written = [x.view(-1) for x in held]
+        counted = shards.counted(written)
+    total, top = partial(_total, counted, eps, shards), _sums.largest(a) / eps
     root: Callable[[Tensor], Tensor]
     if p == 1:
-        root = partial(torch.add, other=(1 - float(_total(parts, eps, torch.sum))) / n)
+        root = partial(torch.add, other=(1 - float(total(torch.sum))) / n)
     elif outside or p < 2:
-        root = partial(_roots, nu=_multiplier(parts, eps, p, n, outside=outside), p=p)
+        root = partial(_roots, nu=_multiplier(total, top, p, n, outside=outside), p=p)
     else:
-        top = _sums.largest(a) / eps
-        t, size = _two_branches(parts, eps, p, top)
+        t, size = _two_branches(total, p, top)
         place, root = _first_largest(a), partial(_lower_roots, t=t, raised=t - top, p=p)
-    for x in _pieces(parts):
+    for x in _pieces(written):
         c = root(x.double().abs() / eps) * eps
         x.copy_(torch.where(x < 0, -c, c))
     if n < k:
-        torch._foreach_zero_(a)
-        for x, first, last in zip(a, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-            x.view(-1)[index[first:last]] = parts[0][first:last].to(x.dtype)
-    if place is not None:
-        _set_(a, place, size * eps)
+        torch._foreach_zero_(held)
+        for x, first, last in zip(held, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+            x.view(-1)[index[first:last]] = written[0][first:last].to(x.dtype)
+    _set_(a, place, size * eps)
 
 
 def _pieces(parts: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -154,17 +164,16 @@ def _pieces(parts: Sequence[Tensor]) -> Iterator[Tensor]:
         yield from x.split(_PIECE)
 
 
-def _total(parts: Sequence[Tensor], eps: float, terms: Callable[[Tensor], Tensor]) -> Tensor:
-    return torch.stack([terms(x.double().abs() / eps) for x in _pieces(parts)]).sum(0)
+def _total(parts: Sequence[Tensor], eps: float, shards: Shards, terms: Callable[[Tensor], Tensor]) -> Tensor:
+    return shards.sum(torch.stack([terms(x.double().abs() / eps) for x in _pieces(parts)]).sum(0))
 
 
-def _multiplier(parts: Sequence[Tensor], eps: float, p: float, n: int, *, outside: bool) -> float:
+def _multiplier(sums: _Sums, top: float, p: float, n: int, *, outside: bool) -> float:
     """nu by Newton's method on log sum c^p as a function of log |nu|, within bounds that every step narrows."""
     sign = 1.0 if outside else -1.0
     if outside:  # nu <= ||y||_q, and from there the steps approach the root from one side
         q = p / (p - 1)
-        top = float(torch.stack([x.abs().amax().double() for x in parts if x.numel()]).amax()) / eps
-        high = math.log(top) + math.log(float(_total(parts, eps, lambda y: ((y / top) ** q).sum()))) / q
+        high = math.log(top) + math.log(float(sums(lambda y: ((y / top) ** q).sum()))) / q
     else:  # every c is at least |nu|^((p-1)/(2-p))
         high = -(2 - p) / p * math.log(n)
 
@@ -177,7 +186,7 @@ def _multiplier(parts: Sequence[Tensor], eps: float, p: float, n: int, *, outsid
     low, s = high - 745, high
     for _ in range(200):
         nu = sign * math.exp(s)
-        total, slope = _total(parts, eps, partial(terms, nu=nu)).tolist()
+        total, slope = sums(partial(terms, nu=nu)).tolist()
         value = math.log(total) if total else -math.inf
         if value * sign > 0:
             low = s
@@ -227,7 +236,7 @@ def _lower_roots(y: Tensor, t: float, raised: float, p: float) -> Tensor:
     return _newton(y, f)
 
 
-def _two_branches(parts: Sequence[Tensor], eps: float, p: float, top: float) -> tuple[float, float]:
+def _two_branches(sums: _Sums, p: float, top: float) -> tuple[float, float]:
     """The largest element of the nearest point of the sphere to one inside it, for p > 2: as the root, and as what the
     others leave of the norm, since where the branches meet roots are double, and half of their digits are lost.
 
@@ -244,7 +253,7 @@ def _two_branches(parts: Sequence[Tensor], eps: float, p: float, top: float) -> 
             c = _lower_roots(y, t, t - top, p)
             return torch.stack([(c**p).sum(), (c - y).square().sum()])
 
-        others = _total(parts, eps, terms) - terms(torch.tensor([top], dtype=torch.float64))
+        others = sums(terms) - terms(torch.tensor([top], dtype=torch.float64))
         return float(others[0]), float(others[1]) + (t - top) ** 2
 
     def excess(t: float) -> float:

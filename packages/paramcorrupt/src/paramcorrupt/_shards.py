@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +17,22 @@ def is_sharded(x: Tensor) -> bool:
     return module is not None and isinstance(x, module.DTensor)
 
 
+def reshard(model: Any) -> None:
+    """Let a model of `fully_shard` have its shards again, where a pass has left whole parameters.
+
+    Raises:
+        TypeError: it is in shards of FullyShardedDataParallel, which are out of reach.
+    """
+    module = sys.modules.get("torch.distributed.fsdp")
+    if module is None or not isinstance(model, nn.Module):
+        return
+    for part in model.modules():
+        if isinstance(part, module.FullyShardedDataParallel):
+            raise TypeError("model must be sharded by fully_shard, got FullyShardedDataParallel")
+        if isinstance(part, module.FSDPModule):
+            part.reshard()
+
+
 def local(x: Any) -> Tensor:
     """What this process holds of a tensor, detached: it shares memory and version counter."""
     return (x._local_tensor if is_sharded(x) else x).detach()  # type: ignore[no-any-return]
@@ -24,10 +40,24 @@ def local(x: Any) -> Tensor:
 
 def local_gradient(p: Any) -> Tensor | None:
     """What this process holds of the gradient of a parameter, distributed as that is."""
-    grad = p.grad
-    if grad is not None and is_sharded(p) and is_sharded(grad) and grad.placements != p.placements:
-        grad = grad.redistribute(p.device_mesh, p.placements)
+    grad = distributed_as(p, p.grad)
     return None if grad is None else local(grad)
+
+
+def distributed_as(p: Any, grad: Any) -> Any:
+    """A gradient of a parameter, distributed as that is."""
+    if grad is not None and is_sharded(p) and is_sharded(grad) and grad.placements != p.placements:
+        return grad.redistribute(p.device_mesh, p.placements)
+    return grad
+
+
+def reduced(x: Any) -> Any:
+    """A tensor of which no process has but a term."""
+    if not is_sharded(x) or not any(placement.is_partial() for placement in x.placements):
+        return x
+    from torch.distributed.tensor import Replicate
+
+    return x.redistribute(placements=[Replicate() if each.is_partial() else each for each in x.placements])
 
 
 def over_shards(rows: Tensor, params: Sequence[Any], maxima: slice) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from . import _ops
+from ._shards import is_sharded
 from ._tensors import Named, _pairs, memory, memory_index, overlaps_itself, parameters
 
 if TYPE_CHECKING:
@@ -74,6 +75,11 @@ def _flat(
             yield name, x
         elif hasattr(x, "__tensor_flatten__"):
             if only is None or any(wanted.startswith(f"{name}.") or wanted.isdecimal() for wanted in only):
+                if is_sharded(x):
+                    raise TypeError(
+                        f"tensor {name!r} must be whole, got a DTensor, of which this process holds a part; flip bits"
+                        " of the whole model or of its checkpoint"
+                    )
                 inner = x.__tensor_flatten__()[0]
                 yield from _flat([(f"{name}.{attribute}", getattr(x, attribute)) for attribute in inner])
         elif only is None or name in only:

@@ -247,9 +247,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def weight_hash(model: Any) -> str:
-    """The SHA-256 of the names, types, shapes and bytes of all parameters and buffers, in order."""
+    """The SHA-256 of the names, types, shapes and bytes of all parameters and buffers, in order; of a model in
+    shards, that of what every process holds."""
     import hashlib
 
+    import torch
+
+    from ._sharded import Shards
     from ._tensors import parameters
 
     digest = hashlib.sha256()
@@ -258,12 +262,19 @@ def weight_hash(model: Any) -> str:
         for x in _stored(tensor.detach()):
             digest.update(f"{name}\0{x.dtype}\0{tuple(x.shape)}\0".encode(errors="surrogatepass"))
             _add_bytes(digest, x)
+    shards = Shards.of(named.tensors)
+    if shards.mesh is not None:
+        digest = hashlib.sha256(bytes(shards.rows(torch.tensor(list(digest.digest()))).flatten().tolist()))
     return digest.hexdigest()
 
 
 def _stored(x: Tensor) -> Iterator[Tensor]:
     """The plain tensors that a tensor is made of: itself, or those inside a subclass."""
-    if hasattr(x, "__tensor_flatten__"):
+    from ._shards import is_sharded, local
+
+    if is_sharded(x):
+        yield local(x)
+    elif hasattr(x, "__tensor_flatten__"):
         for name in x.__tensor_flatten__()[0]:
             yield from _stored(getattr(x, name))
     else:

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from . import _sharded
+from ._shards import distributed_as, is_sharded, local, reduced, reshard
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -62,9 +65,9 @@ def gradients(grads: Any) -> tuple[Named, tuple[str, ...]]:
     """
     if isinstance(grads, nn.Module):
         named = parameters(grads)
-        pairs = [(name, x.grad) for name, x in zip(named.names, named.tensors, strict=True)]
+        pairs = [(name, distributed_as(x, x.grad)) for name, x in zip(named.names, named.tensors, strict=True)]
     else:
-        pairs = _pairs(grads, "grads")
+        pairs = [(name, reduced(x)) for name, x in _pairs(grads, "grads")]
     skipped = tuple(name for name, x in pairs if x is None)
     given = [(name, x) for name, x in pairs if x is not None]
     for name, x in given:
@@ -74,6 +77,7 @@ def gradients(grads: Any) -> tuple[Named, tuple[str, ...]]:
             f"grads must have a gradient with at least one element, got none{_listed(skipped)}; call backward before"
         )
     check_device("gradient", given)
+    _sharded.check_parts("gradient", *zip(*given, strict=True))
     return Named(tuple(name for name, _ in given), tuple(x for _, x in given)), skipped
 
 
@@ -100,6 +104,7 @@ def match(names: Sequence[str], model: Any) -> list[Tensor]:
 
 def _pairs(source: Any, argument: str, *, buffers: bool = False, tied: bool = False) -> list[tuple[str, Tensor | None]]:
     if isinstance(source, nn.Module):
+        reshard(source)
         pairs: list[tuple[str, Tensor | None]] = list(source.named_parameters(remove_duplicate=not tied))
         return pairs + list(source.named_buffers(remove_duplicate=not tied)) if buffers else pairs
     if isinstance(source, Mapping):
@@ -136,6 +141,9 @@ def check_tensor(what: str, x: Tensor) -> None:
     Raises:
         TypeError: it is not.
     """
+    if is_sharded(x):
+        _sharded.check(what, x)
+        x = local(x)
     if type(x) is not Tensor and type(x) is not nn.Parameter:
         raise TypeError(f"{what} must be a plain tensor, got {type(x).__name__}")
     if x.layout is not torch.strided:
@@ -230,19 +238,20 @@ def check_targets(names: Sequence[str], shapes: Sequence[Sequence[int]], model: 
         if x.layout is torch.strided and x.dtype not in DTYPES:
             raise ValueError(f"parameter {name!r} must be of {_DTYPES}, got {x.dtype}")
         check_tensor(f"parameter {name!r}", x)
-        if overlaps_itself(x):
+        if overlaps_itself(local(x)):
             raise ValueError(
                 f"parameter {name!r} must have memory for each element, got shape {tuple(x.shape)} with strides"
                 f" {x.stride()}; pass a clone"
             )
     check_device("parameter", list(zip(names, targets, strict=True)))
     _check_overlap(names, targets)
+    _sharded.check_parts("parameter", names, targets)
     return targets
 
 
 def _check_overlap(names: Sequence[str], tensors: Sequence[Tensor]) -> None:
     spans = []
-    for name, x in zip(names, tensors, strict=True):
+    for name, x in zip(names, map(local, tensors), strict=True):
         if x.layout is torch.strided and x.numel() and not x.is_meta and (start := x.data_ptr()):
             spans.append((str(x.device), start, start + _span(x) * x.element_size(), name, x))
     spans.sort(key=lambda span: span[:2])
@@ -274,7 +283,7 @@ def _addresses(x: Tensor) -> Tensor:
 
 
 def _memory_key(x: Tensor) -> object:
-    if x.layout is not torch.strided or x.is_meta or not x.numel() or not x.data_ptr():
+    if is_sharded(x) or x.layout is not torch.strided or x.is_meta or not x.numel() or not x.data_ptr():
         return id(x)
     strides = tuple(stride for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1)
     return x.device, x.data_ptr(), x.dtype, tuple(x.shape), strides
@@ -318,7 +327,9 @@ def memory_index(x: Tensor, index: Tensor) -> Tensor:
 
 
 def logical(x: Tensor) -> Tensor:
-    """The elements in row-major order: `x` itself, or a copy."""
+    """The elements that this process holds in row-major order: `x` itself, or a copy."""
+    if is_sharded(x):
+        x = local(x)
     if x.is_contiguous() and not (x.requires_grad or x.is_neg()):
         return x  # as gradients are: there may be thousands, each smaller than the time of three calls
     return x.detach().resolve_neg().contiguous()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from warnings import warn
 
 import torch
 from torch import Tensor, nn
 
-from . import _forms, _sums
+from . import _forms, _sharded, _sharded_forms, _sums
+from ._shards import is_sharded, local
 from ._tensors import (
     Named,
     check_device,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from .restoring import Written
 
 __all__ = ["Corruption", "Selection", "corruption", "random_corruption", "relative", "top_n"]
+
+_Form: TypeAlias = "_forms.Sparse | _forms.Dense | _forms.Random | _sharded_forms.Random"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,8 @@ class Corruption:
     _names: tuple[str, ...]
     _shapes: tuple[tuple[int, ...], ...]
     _dtypes: tuple[torch.dtype, ...]
-    _form: _forms.Sparse | _forms.Dense | _forms.Random
+    _form: _Form
+    _shards: _sharded.Shards = field(default_factory=_sharded.Shards)
 
     @property
     def is_sparse(self) -> bool:
@@ -153,18 +157,25 @@ class Corruption:
             ValueError: p is below 1; RuntimeError: a gradient has changed.
         """
         self._form.check(self._names)
-        return self._form.norm(self.p if p is None else check_p(p)) if self.nnz else 0.0
+        p = self.p if p is None else check_p(p)
+        if not self.nnz:
+            return 0.0
+        if self._shards.dims and not isinstance(self._form, _forms.Random):
+            return self._shards.norm(self._form.only(self._shards.counts).norm(p), p)
+        return self._form.norm(p)
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, a) of each tensor in turn, dense, in the tensor's shape, in float32 (float64 for float64 gradients).
+        """(name, a) of each tensor in turn, dense, in the tensor's shape, in float32 (float64 for float64 gradients),
+        distributed as that is.
 
         Raises:
             RuntimeError: a gradient has changed.
         """
         self._form.check(self._names)
-        parts = zip(self._names, self._shapes, self._dtypes, self._form.values(self._shapes), strict=True)
-        for name, shape, dtype, a in parts:
-            yield name, a.to(dtype).view(shape)
+        shapes = self._shards.shapes(self._shapes)
+        parts = zip(self._names, shapes, self._dtypes, self._form.values(shapes), strict=True)
+        for t, (name, shape, dtype, a) in enumerate(parts):
+            yield name, self._shards.joined(t, a.to(dtype).view(shape))
 
     def dense(self) -> dict[str, Tensor]:
         """What `items` yields, all at once."""
@@ -174,11 +185,16 @@ class Corruption:
         """Write a safetensors file from which `load` makes the same corruption, bit for bit.
 
         Raises:
-            OSError: it cannot be written; RuntimeError: a gradient has changed.
+            OSError: it cannot be written; RuntimeError: a gradient has changed; TypeError: it is of tensors in shards,
+                of which no process has the whole.
         """
         from ._corruption_file import write
 
         self._form.check(self._names)
+        if self._shards.mesh is not None:
+            raise TypeError(
+                f"only a corruption of whole tensors can be saved, got one of shards on {self._shards.mesh}"
+            )
         write(self, path)
 
     @classmethod
@@ -194,11 +210,16 @@ class Corruption:
 
     def _targets(self, model: Any) -> list[Tensor]:
         self._form.check(self._names)
-        return check_targets(self._names, self._shapes, model)
+        targets = check_targets(self._names, self._shapes, model)
+        self._shards.check(self._names, targets)
+        return targets
 
     @torch.no_grad()
     def _write(self, targets: Sequence[Tensor], *, keep: Literal["backup", "compact"] = "backup") -> Written:
-        return self._form.write(targets, self.p, keep)
+        held = [local(x) for x in targets]
+        if self._shards.dims and not isinstance(self._form, _forms.Random):
+            return _sharded_forms.write(self._form, self._shards, held, self.p, keep)
+        return self._form.write(held, self.p, keep)
 
     def __repr__(self) -> str:
         return f"Corruption(eps={self.eps:g}, p={self.p:g}, n={self.n}, k={self.k}, nnz={self.nnz}, gain={self.gain:g})"
@@ -264,18 +285,18 @@ def _of_largest(named: Named, eps: float, p: float, n: int) -> tuple[_forms.Spar
     """The form, how many elements are not zero, max |g| and a . g."""
     chosen = _sums.choose(named.names, named.tensors, 1 if p == 1 else n)
     h = chosen.value.double()
-    largest = h.abs().amax().item()
+    largest = chosen.largest()
     if not largest or not eps:
         return _empty(named), 0, largest, 0.0
     q, power = _dual(p)
     u = h.abs() / largest
-    total = 1.0 if p == 1 else (u**q).sum().item()
+    total = 1.0 if p == 1 else chosen.sum(u**q)
     delta = h.sign() if p == 1 else h.sign() * u**power
     delta *= eps * total ** (-1 / p)
     kept = delta != 0  # zero gradients, and what vanishes where p is near 1
     offsets = torch.cat([chosen.offsets.new_zeros(1), kept.cumsum(0)])[chosen.offsets]
     form = _forms.Sparse(offsets, chosen.index[kept], delta[kept])
-    return form, int(h.count_nonzero()), largest, eps * largest * (1.0 if p == 1 else total ** (1 / q))
+    return form, int(chosen.sum(h != 0)), largest, eps * largest * (1.0 if p == 1 else total ** (1 / q))
 
 
 def _of_all(named: Named, eps: float, p: float) -> tuple[_forms.Sparse | _forms.Dense, int, float, float]:
@@ -284,7 +305,9 @@ def _of_all(named: Named, eps: float, p: float) -> tuple[_forms.Sparse | _forms.
         return _empty(named), 0, stats.largest, 0.0
     q, power = _dual(p)
     total = _sums.power_sum(named.tensors, q, stats)
-    form = _forms.Dense.of(named.tensors, eps * total ** (-1 / p), stats.largest, power)
+    form = _forms.Dense.of(
+        [local(x) if is_sharded(x) else x for x in named.tensors], eps * total ** (-1 / p), stats.largest, power
+    )
     return form, stats.nonzeros, stats.largest, eps * stats.largest * total ** (1 / q)
 
 
@@ -294,18 +317,19 @@ def _dual(p: float) -> tuple[float, float]:
 
 
 def _empty(named: Named) -> _forms.Sparse:
-    device = named.tensors[0].device
+    device = local(named.tensors[0]).device
     index = torch.empty(0, dtype=torch.int64, device=device)
     return _forms.Sparse(index.new_zeros(len(named.names) + 1), index, index.double())
 
 
-def _corruption(named: Named, form: _forms.Sparse | _forms.Dense | _forms.Random, **facts: Any) -> Corruption:
+def _corruption(named: Named, form: _Form, **facts: Any) -> Corruption:
     return Corruption(
         k=_sums.count(named.tensors),
         _names=named.names,
         _shapes=tuple(tuple(x.shape) for x in named.tensors),
         _dtypes=tuple(torch.promote_types(x.dtype, torch.float32) for x in named.tensors),
         _form=form,
+        _shards=_sharded.Shards.of(named.tensors),
         **facts,
     )
 
@@ -355,16 +379,25 @@ def random_corruption(
     for name, x in zip(named.names, named.tensors, strict=True):
         check_tensor(f"parameter {name!r}", x)
     check_device("parameter", list(zip(named.names, named.tensors, strict=True)))
+    _sharded.check_parts("parameter", named.names, named.tensors)
+    shards = _sharded.Shards.of(named.tensors)
     n = check_n(n, _sums.count(named.tensors))
     if isinstance(eps, relative):
         eps = eps.of(named, p)
-    form: _forms.Sparse | _forms.Random
+    form: _Form
+    held = [local(x) for x in named.tensors]
     if not eps:
         form = _empty(named)
     elif n == _sums.count(named.tensors):
-        form = _forms.Random.of(named.tensors, seed, p, eps)
+        form = (
+            _sharded_forms.Random.of(named.tensors, shards, seed, p, eps)
+            if shards.dims
+            else _forms.Random.of(held, seed, p, eps)
+        )
+    elif shards.dims:
+        form = _sharded_forms.scattered(named.tensors, shards, n, seed, p, eps)
     else:
-        form = _forms.scattered(named.tensors, n, seed, p, eps)
+        form = _forms.scattered(held, n, seed, p, eps)
     return _corruption(
         named, form, eps=eps, p=p, n=n, nnz=n if eps else 0, gain=math.nan if eps else 0.0, skipped=skipped
     )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from . import _forms, _ops, _sums
 from ._arguments import check_ascent, check_budgets, check_set
 from ._projection import project_
+from ._shards import local
 from ._tensors import Named, check_n, check_p, match, parameters
 from .corruption import Corruption, _corruption, corruption, relative
 from .objective import Evaluation, Objective, as_objective, check_data, evaluate, gradient, raw_gradient, undisturbed
@@ -320,18 +321,16 @@ class _Climb:
 
     def _held(self, a: list[Tensor], eps: float, n: int) -> Corruption:
         """`a` itself as a corruption."""
-        gain = sum(
-            torch.dot(x.double().view(-1), g.double().reshape(-1)).item()
-            for x, g in zip(a, self.named.tensors, strict=True)
-        )
+        gain = _sums.dot(a, self.named.tensors)
+        held = list(map(local, a))
         if n < _sums.count(a) or self.p == 1:
-            places = [x.view(-1).nonzero().flatten() for x in a]
+            places = [x.view(-1).nonzero().flatten() for x in held]
             sizes = torch.tensor([0, *(place.numel() for place in places)], device=a[0].device)
-            delta = torch.cat([x.view(-1)[place].double() for x, place in zip(a, places, strict=True)])
+            delta = torch.cat([x.view(-1)[place].double() for x, place in zip(held, places, strict=True)])
             form: _forms.Sparse | _forms.Dense = _forms.Sparse(sizes.cumsum(0), torch.cat(places), delta)
         else:
-            form = _forms.Dense.of(a, 1.0, 1.0, 1.0)
-        nnz = int(_ops.grad_stats(a)[:, 3].sum())
+            form = _forms.Dense.of(held, 1.0, 1.0, 1.0)
+        nnz = _sums.statistics(self.named.names, a).nonzeros
         skipped = tuple(name for name, x in self.grads.items() if x is None)
         return _corruption(
             Named(self.named.names, tuple(a)), form, eps=eps, p=self.p, n=n, nnz=nnz, gain=gain, skipped=skipped
@@ -379,7 +378,7 @@ def _ascend_(a: list[Tensor], u: Corruption) -> None:
     if isinstance(u._form, _forms.Dense) and u._form.unit == 1:
         everything = torch.tensor([0, u.k, 0, 0], device=a[0].device)
         grads = [g.detach().contiguous() for g in u._form.gradients]
-        _ops.ascend_project_(a, grads, u._form.scale, u._form.power, everything, 0.0, math.inf, 1.0)
+        _ops.ascend_project_(list(map(local, a)), grads, u._form.scale, u._form.power, everything, 0.0, math.inf, 1.0)
         return
     for x, (_, part) in zip(a, u.items(), strict=True):
         x.add_(part)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ._sharded import Shards
+from ._shards import distributed_as
 from ._tensors import parameters
-from .restoring import Surroundings, uninterrupted
+from .restoring import Surroundings, _version, uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -285,7 +287,31 @@ def evaluate(model: nn.Module, objective: Objective, data: Iterable[Any]) -> Eva
     with _rewound(model), torch.no_grad():
         for step in _steps(model, objective, data):
             tally.add(*step)
-    return tally.evaluation()
+    return _agreed(model, tally.evaluation())
+
+
+def _agreed(model: nn.Module, found: Evaluation) -> Evaluation:
+    """What all processes found that hold parts of a model: those of the first, from which no other may differ by more
+    than a device may.
+
+    Raises:
+        ValueError: they had other data.
+    """
+    named = parameters(model)
+    shards = Shards.of(named.tensors, named.names, "parameter")
+    if shards.mesh is None:
+        return found
+    rate = math.nan if found.accuracy is None else found.accuracy
+    rows = shards.rows(torch.tensor([found.loss, found.count, rate], dtype=torch.float64)).tolist()
+    loss, count, rate = rows[0]
+    for other, number, _ in rows:
+        same = math.isclose(other, loss, rel_tol=1e-4, abs_tol=1e-6) or (math.isnan(other) and math.isnan(loss))
+        if number != count or not same:
+            raise ValueError(
+                "data must be the same in all processes that hold parts of the model, got losses"
+                f" {loss:g} and {other:g} of {count:.0f} and {number:.0f} examples"
+            )
+    return replace(found, loss=loss, accuracy=None if found.accuracy is None else rate)
 
 
 def gradient(model: nn.Module, objective: Objective, data: Iterable[Any]) -> tuple[Evaluation, dict[str, Tensor]]:
@@ -309,7 +335,7 @@ def raw_gradient(model: nn.Module, objective: Objective, data: Iterable[Any]) ->
     """What `gradient` gives, also where the loss is not finite, which that of corrupted weights need not be."""
     named = parameters(model)
     before = [x.grad for x in named.tensors]
-    versions = [x._version for x in named.tensors]
+    versions = [_version(x) for x in named.tensors]
     tally, unit = _Tally(), 0
     try:
         for x in named.tensors:
@@ -321,11 +347,12 @@ def raw_gradient(model: nn.Module, objective: Objective, data: Iterable[Any]) ->
                 if unit and loss.requires_grad:
                     (loss / unit).backward()
         evaluation = tally.evaluation()
-        grads = {name: x.grad for name, x in zip(named.names, named.tensors, strict=True) if x.grad is not None}
+        found = ((name, distributed_as(x, x.grad)) for name, x in zip(named.names, named.tensors, strict=True))
+        grads = {name: grad for name, grad in found if grad is not None}
     finally:
         for x, grad in zip(named.tensors, before, strict=True):
             x.grad = grad
-    if written := [name for name, x, v in zip(named.names, named.tensors, versions, strict=True) if x._version != v]:
+    if written := [name for name, x, v in zip(named.names, named.tensors, versions, strict=True) if _version(x) != v]:
         raise RuntimeError(f"parameters must not be written while a gradient is taken, but the model wrote {written}")
     if not grads:
         raise ValueError("loss must depend on parameters that require a gradient, got a gradient of none")
@@ -333,7 +360,7 @@ def raw_gradient(model: nn.Module, objective: Objective, data: Iterable[Any]) ->
         with torch.no_grad():
             for grad in grads.values():
                 grad.mul_(unit / evaluation.count)
-    return evaluation, grads
+    return _agreed(model, evaluation), grads
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from ._shards import is_sharded, local, reshard
 from ._tensors import parameters
 
 if TYPE_CHECKING:
@@ -200,8 +201,8 @@ class _Watched:
     __slots__ = ("alias", "entered", "key", "tensor", "version")
 
     def __init__(self, x: Tensor) -> None:
-        self.tensor, self.alias = x, x.detach()
-        self.key = x.data_ptr() or id(x)
+        self.tensor, self.alias = x, local(x)
+        self.key = self.alias.data_ptr() or id(x)
         self.entered = self.version = _version(x)
 
 
@@ -210,6 +211,8 @@ class Surroundings:
     which tensors are its own."""
 
     def __init__(self, model: Any) -> None:
+        reshard(model)
+        self._model = model
         modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
         self._training = [(module, module.training) for module in modules.values()]
         self._parts = [
@@ -219,12 +222,13 @@ class Surroundings:
         ]
         self._buffers = [(module._buffers, dict(module._buffers)) for module in modules.values()]
         buffers = {id(x): x for _, part in self._buffers for x in part.values() if x is not None}
-        self._values = [(x, x.detach(), x.detach().clone()) for x in buffers.values() if not x.is_meta]
+        self._values = [(x, local(x), local(x).clone()) for x in buffers.values() if not x.is_meta]
         self._random = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
     def misplaced(self) -> list[str]:
         """Names of parameters and modules that were replaced, added or deleted."""
+        reshard(self._model)
         return [
             f"{prefix}.{name}".lstrip(".")
             for prefix, now, before in self._parts
@@ -234,6 +238,7 @@ class Surroundings:
 
     def restore(self) -> None:
         """Everything as it was, where it was. Buffers that have their bits still are not written."""
+        reshard(self._model)
         for module, mode in self._training:
             module.training = mode
         for _, now, before in self._parts:
@@ -243,8 +248,8 @@ class Surroundings:
         with torch.no_grad():
             for x, alias, value in self._values:
                 _put_back(x, alias)
-                if not _same_bits(x, value):
-                    x.copy_(value)
+                if not _same_bits(local(x), value):
+                    local(x).copy_(value)
         torch.set_rng_state(self._random)
         for device, state in enumerate(self._cuda):
             torch.cuda.set_rng_state(state, device)
@@ -266,6 +271,8 @@ def _is_moved(x: Tensor, alias: Tensor) -> bool:
 def _put_back(x: Tensor, alias: Tensor) -> None:
     if _is_moved(x, alias):
         x.data = alias
+    elif is_sharded(x) and not local(x).is_set_to(alias):  # a first pass may give shards other memory
+        local(x).copy_(alias)
 
 
 def _same_bits(x: Tensor, y: Tensor) -> bool:
@@ -274,7 +281,7 @@ def _same_bits(x: Tensor, y: Tensor) -> bool:
 
 
 def _version(x: Tensor) -> int:
-    return 0 if x.is_inference() else x._version
+    return 0 if x.is_inference() else x._version + (local(x)._version if is_sharded(x) else 0)
 
 
 @contextmanager
