@@ -527,6 +527,13 @@ def test_the_page_is_whole_without_its_script() -> None:
     assert Elements(without).count("button") == 0
 
 
+def test_a_sentence_in_a_table_is_not_cut_off() -> None:
+    sentence = "Changing all weights by 1 % of their norm costs 1.56 points of accuracy."
+    text = page("Gate", ["x"], {}, [], [{"group": "a" * 50, "message": sentence}], columns={}, version="1")
+    assert f'<td class="words" title="{sentence}">' in text
+    assert '<td class="name" title="aaaaa' in text
+
+
 def test_columns_are_shown_with_headings_units_and_meanings() -> None:
     columns = {"share": Column("Share", "%", "of all"), "time": Column("Time", "s")}
     rows = [{"name": "a", "share": 0.5, "time": 2.0, "never": None}]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ._svg import Figure
     from ._tabular import Column, Row, Scalar
 
+_LONGEST_NAME = 40  # of several words; what is longer is a sentence, which is not cut off
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
@@ -108,7 +109,8 @@ def _cell(x: Scalar, name: str, columns: Mapping[str, Column], text: bool) -> st
     if x is None:
         return f'<td class="none" data-value="">{MISSING}</td>'
     if isinstance(x, str):
-        return f'<td class="name" title="{escape(x)}">{escape(x)}</td>'
+        kind = "words" if len(x) > _LONGEST_NAME and " " in x else "name"
+        return f'<td class="{kind}" title="{escape(x)}">{escape(x)}</td>'
     shown = show(x, "%" if name in columns and columns[name].unit == "%" else "")
     value = "" if isinstance(x, float) and math.isnan(x) else repr(float(x)).replace("inf", "Infinity")
     return f'<td data-value="{value}">{escape(shown)}</td>'

@@ -46,6 +46,11 @@ def percent(x: object) -> str:
     return f"{_scientific(text) if 'e' in text else _signed(text)}{THIN}%"
 
 
+def rounded(x: float) -> str:
+    """A share of one as percent in three digits, as a sentence needs it."""
+    return f"{number(float(f'{100 * x:.3g}'))}{THIN}%"
+
+
 def show(x: object, unit: str, digits: int = 4) -> str:
     """A number with its unit, of which "%" means that the number is a share of one."""
     if unit == "%":

@@ -8,7 +8,7 @@ from itertools import accumulate
 from numbers import Real
 from typing import TYPE_CHECKING, ClassVar
 
-from ._numbers import number
+from ._numbers import rounded
 from ._table import Shown
 from ._tabular import Column, Row, Tabular
 from ._vulnerability import COLUMNS, Cell, Vulnerability
@@ -118,8 +118,9 @@ class Protection(Tabular):
         }
 
     def _lead(self) -> list[str]:
-        saved, share = (number(100 * float(f"{x:.3g}")) for x in (self.removed, self.fraction))
-        return [f"Protecting {share} % of the bits prevents {saved} % of the wrong outputs."]
+        return [
+            f"Protecting {rounded(self.fraction)} of the bits prevents {rounded(self.removed)} of the wrong outputs."
+        ]
 
     def _figures(self) -> list[Figure]:
         from ._svg import Lines, Series
@@ -128,7 +129,7 @@ class Protection(Tabular):
         high = [None, *(step.residual_high for step in self.frontier)]
         fractions = [0.0, *(step.fraction for step in self.frontier)]
         series = [Series("wrong outputs", values), Series("if every interval were at its upper end", high)]
-        return [Lines("What risk remains", "Share of bits protected", "Share of outputs", fractions, series)]
+        return [Lines("What risk remains", "Share of bits protected", "Share of outputs", fractions, series, "%")]
 
 
 def protect(
