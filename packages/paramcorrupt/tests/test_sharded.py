@@ -384,6 +384,11 @@ def what_cannot_be_is_refused_in_all_processes_before_anything_is_written() -> N
     )
     assert bits({"w": columns}) == before
     refused(TypeError, r"only a corruption of whole tensors can be saved", lambda: change.save("x"))
+    refused(
+        TypeError,
+        r"'wide.weight' must be whole, got a DTensor",
+        lambda: paramcorrupt.vulnerability_factor(nets()[1], batches(), seed=0),
+    )
     refused(TypeError, r"'0' must be whole, got a DTensor", lambda: paramcorrupt.bitflip([rows], count=1, seed=0))
     spoiled = distribute_tensor(torch.ones(6, 4), mesh(), [Shard(0)])
     if rank:

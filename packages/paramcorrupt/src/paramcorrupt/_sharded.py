@@ -242,14 +242,16 @@ class Shards:
         many of the n have it."""
         dtype = _reference.key_dtype(held)
         width, counted = 8 * dtype.itemsize - 1, self.counted(held)
-        key, known, above = 0, 0, 0
+        others = [x.new_empty(0) if counts else x for x, counts in zip(held, self.counts, strict=True)]
+        key, known, above, here = 0, 0, 0, 0
         while known < width:
             bits = min(_BITS, width - known)
-            counts = self.sum(_ops.key_histogram(counted, key, known, bits)[0]).cpu()
+            mine, copies = (_ops.key_histogram(x, key, known, bits)[0] for x in (counted, others))
+            counts = self.sum(mine).cpu()
             larger = counts.flip(0).cumsum(0).flip(0) - counts + above
             j = int((larger < n).nonzero()[0])
             key, known, above = (key << bits) + j, known + bits, int(larger[j])
-        here = int(_ops.power_sum(held, 0.0, 1.0, key + 1).sum())
+            here += int((mine + copies)[j + 1 :].sum())
         threshold = torch.tensor([key, here, self._ties(held, key, n - above), 0], device=held[0].device)
         return threshold, key, n - above
 

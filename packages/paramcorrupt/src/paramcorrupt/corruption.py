@@ -94,6 +94,8 @@ def top_n(tensors: Any, n: int) -> Selection:
     """The n largest magnitudes of all tensors together, exactly n, without a copy of the tensors.
 
     Of equal magnitudes the first are taken, in the order of tensors and of their elements, for any number of threads.
+    Of DTensors, which all processes of their mesh give, each finds those of the n in its own shards, whose
+    elements `index` counts.
 
     Args:
         tensors: a mapping, (name, tensor) pairs, a sequence, or a module, for its gradients. Floats of any of float32,
@@ -237,6 +239,9 @@ def corruption(grads: Any, *, eps: float | relative, p: float = 2, n: int | None
     For p = inf that is eps sgn(h), for p = 1 all of eps on the first largest gradient. Of equal magnitudes the first
     are taken, in the order of tensors and of their elements.
 
+    Gradients may be DTensors on one mesh, as those of `fully_shard` are: all its processes call this. They exchange
+    counts and sums, and each holds its part of the same `a` that whole gradients would give.
+
     Args:
         grads: the gradients: a module (its parameters' ``.grad``; tied ones count once), a mapping, (name, tensor)
             pairs, or a sequence, whose gradients belong to the parameters in order. Floats of any layout on one device;
@@ -341,7 +346,7 @@ def random_corruption(
 
     The n weights are chosen uniformly from all; on them :math:`a = \varepsilon z / \|z\|_p` with independent numbers of
     density :math:`\propto e^{-|z|^p}`: for p = 2 uniform on the sphere, for p = inf random signs. It depends on the
-    seed, the sizes of the tensors and their order alone: not on threads, device or layout.
+    seed, the sizes of the tensors and their order alone: not on threads, device, layout or shards.
 
     Args:
         model: a module (its parameters that require a gradient; tied ones count once), or weights as a mapping,

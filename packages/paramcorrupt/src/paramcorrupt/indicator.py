@@ -115,7 +115,7 @@ def indicator(
         loss: a callable of (output, target) that returns a 0-d mean, for batches (input, target); "cross_entropy"; "lm"
             for batches that are keyword arguments of a causal language model; or an :class:`Objective`.
         data: batches that can be gone through again, such as a list or a DataLoader. They weigh by their examples and
-            are moved to the model's device.
+            are moved to the model's device. All processes that hold shards of a model must have the same.
         eps: the budget ||a||_p, in units of the weights, or `relative(r)`: r ||w||_p. A sequence gives a list, of one
             gradient.
         p: the exponent of the norm, 1 to `math.inf` (default 2).

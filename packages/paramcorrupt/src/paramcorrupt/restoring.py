@@ -71,6 +71,9 @@ class corrupted:
     saved those weights, raises in `backward` afterwards instead of giving gradients of other weights. Gradients that
     the block itself accumulates in `.grad` stay there.
 
+    Of parameters in shards each process writes its own: all that hold parts enter the block, and what it yields is of
+    all parts.
+
     Args:
         model: what has the weights: a module, a mapping of names to tensors, (name, tensor) pairs, or tensors.
         change: a :class:`Corruption` or :class:`Faults`, by the names of whose tensors the weights are found.

@@ -66,7 +66,7 @@ def scan(
     Args:
         model: a `torch.nn.Module`.
         loss: ``(output, target) -> 0-d mean`` for batches ``(input, target)``, "cross_entropy", "lm", or `Objective`.
-        data: batches, re-iterable, the same in every pass.
+        data: batches, re-iterable, the same in every pass, and in all processes that hold shards of the model.
         groups: "tensor" (default), "module", "model" (all are one group), or `fnmatch` patterns: a sequence, or a
             mapping from names to one or several of them. The first that matches takes a tensor; "other" has the rest.
         eps: ||a||_p: a float is absolute, ``relative(r)`` is r ||w||_p of each group (default r = 0.02, two percent).
