@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from . import _ops, _sums
+from . import _ops, _sharded, _sums
 from ._projection import project_
-from ._shards import is_sharded, local, over_shards
+from ._shards import is_sharded, joined, local, over_shards
 from .corruption import relative
 
 if TYPE_CHECKING:
@@ -65,12 +65,17 @@ class Ascent:
         params: the parameters that are perturbed.
 
     Raises:
-        ValueError: parameters in shards, for which no other norm is known than those of p = 2 and inf.
+        TypeError, ValueError: with `n`, or a `p` other than 2 and inf, parameters in shards that are on several meshes
+            or not cut as `torch.chunk` cuts.
     """
 
     def __init__(self, rule: Rule, params: Sequence[Tensor]) -> None:
-        if (rule.p not in (2, math.inf) or rule.n is not None) and any(map(is_sharded, params)):
-            raise ValueError(f"p must be 2 or inf, and n None, with parameters in shards, got p={rule.p:g}, n={rule.n}")
+        if rule.p not in (2, math.inf) or rule.n is not None:
+            names = [str(i) for i in range(len(params))]
+            for name, p in zip(names, params, strict=True):
+                if is_sharded(p):
+                    _sharded.check(f"parameter {name!r}", p)
+            _sharded.check_parts("parameter", names, params)
         self.rule = rule
         self.params = list(params)
         held = self._held()
@@ -106,7 +111,7 @@ class Ascent:
             moved = [p for p in unit if p in grads]
             joint = stats.joint(moved)
             if joint.largest:
-                self._move([self._offsets[p] for p in moved], [grads[p] for p in moved], radius, joint, scale)
+                self._move(moved, [grads[p] for p in moved], radius, joint, scale)
         self._project()
         self._write()
 
@@ -118,8 +123,11 @@ class Ascent:
 
     # --- a ------------------------------------------------------------------------------------------------------------
 
-    def _move(self, a: list[Tensor], grads: list[Tensor], radius: float, joint: _sums.Statistics, scale: float) -> None:
+    def _move(
+        self, moved: list[Tensor], grads: list[Tensor], radius: float, joint: _sums.Statistics, scale: float
+    ) -> None:
         """a += the corruption of length s eps / K that raises the loss most, or inner_lr times the gradient."""
+        a = [self._offsets[x] for x in moved]
         p, length = self.rule.p, radius * self.rule.step_size / self.rule.steps
         clip = radius if p == math.inf and self.rule.n is None else math.inf  # which is the projection
         if self.rule.inner_lr is not None:
@@ -129,11 +137,11 @@ class Ascent:
         elif p == math.inf:
             self._change(a, grads, step=length, power=0.0, clip=clip)
         elif p == 1:
-            first = _sums.choose([""] * len(grads), grads, 1)
+            first = _sums.choose([""] * len(grads), _joined(moved, grads), 1)
             a[int(first.offsets.diff().argmax())].view(-1)[first.index] += length * first.value.sign()
         else:
             grads = [x.double() / joint.largest for x in grads]  # whose powers stay in range
-            total = _ops.power_sum(grads, p / (p - 1), 1.0, 0).sum().item()
+            total = _sums.power_sum_above(_joined(moved, grads), p / (p - 1), 1.0, 0)
             self._change(a, grads, step=length * total ** (-1 / p), power=1 / (p - 1))
 
     def _project(self) -> None:
@@ -145,6 +153,7 @@ class Ascent:
         for unit, radius in zip(self._units, self._radii, strict=True):
             a = [self._offsets[p] for p in unit]
             if stats is None:
+                a = _joined(unit, a)
                 project_(a, radius, p, n if n is None else min(n, _sums.count(a)))
             elif (norm := _sums.norm(a, 2, stats.joint(unit))) > radius:
                 self._change(a, a, scale=radius / norm)
@@ -175,6 +184,14 @@ class Ascent:
             if y is not x:
                 x.copy_(y)
         _announce(held)
+
+
+def _joined(params: list[Tensor], held: list[Tensor]) -> list[Tensor]:
+    """Tensors in shards as the parameters are, of what this process holds of them."""
+    return [
+        joined(x, p.device_mesh, p.placements, p.shape) if is_sharded(p) else x  # type: ignore[attr-defined]
+        for p, x in zip(params, held, strict=True)
+    ]
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from . import _ops, _reference
-from ._shards import is_sharded, local
+from ._shards import is_sharded, joined, local
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -212,13 +211,7 @@ class Shards:
         """A tensor that is distributed as tensor t is, of what this process holds."""
         if self.mesh is None or self.placements[t] is None:
             return held
-        from torch.distributed.tensor import DTensor
-
-        shape = self.parts[t].shape
-        stride = tuple(accumulate((*reversed(shape[1:]),), int.__mul__, initial=1))[::-1] if shape else ()
-        return DTensor.from_local(
-            held, self.mesh, self.placements[t], run_check=False, shape=torch.Size(shape), stride=stride
-        )
+        return joined(held, self.mesh, self.placements[t], self.parts[t].shape)
 
     def check(self, names: Sequence[str], targets: Sequence[Any]) -> None:
         """A change goes to weights that are distributed as it is.

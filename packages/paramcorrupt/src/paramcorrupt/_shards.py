@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,14 @@ def reshard(model: Any) -> None:
 def local(x: Any) -> Tensor:
     """What this process holds of a tensor, detached: it shares memory and version counter."""
     return (x._local_tensor if is_sharded(x) else x).detach()  # type: ignore[no-any-return]
+
+
+def joined(held: Tensor, mesh: Any, placements: Any, shape: Sequence[int]) -> Tensor:
+    """The tensor of this shape of which this process holds that, in row-major order."""
+    from torch.distributed.tensor import DTensor
+
+    stride = tuple(math.prod(shape[d + 1 :]) for d in range(len(shape)))
+    return DTensor.from_local(held, mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride)
 
 
 def local_gradient(p: Any) -> Tensor | None:
