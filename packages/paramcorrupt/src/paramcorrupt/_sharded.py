@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _ops, _reference
-from ._shards import is_sharded, joined, local
+from ._shards import are_plain, is_sharded, joined, local
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,8 +136,7 @@ class Shards:
         Raises:
             ValueError: there are several meshes.
         """
-        cut = [(t, x) for t, x in enumerate(tensors) if is_sharded(x)]
-        if not cut:
+        if are_plain(tensors) or not (cut := [(t, x) for t, x in enumerate(tensors) if is_sharded(x)]):
             return _TOGETHER
         mesh = cut[0][1].device_mesh
         for t, x in cut:

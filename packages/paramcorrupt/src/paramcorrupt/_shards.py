@@ -10,10 +10,20 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+
+_PLAIN = {Tensor, nn.Parameter}
+
+
+def are_plain(tensors: Iterable[Any]) -> bool:
+    """Whether it is known at once of a list, which may be long, that none is sharded."""
+    return _PLAIN.issuperset(map(type, tensors))
 
 
 def is_sharded(x: Tensor) -> bool:
+    if type(x) in _PLAIN:
+        return False
     module = sys.modules.get("torch.distributed.tensor")  # whoever holds a DTensor has imported it
     return module is not None and isinstance(x, module.DTensor)
 

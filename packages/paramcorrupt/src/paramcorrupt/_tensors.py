@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from . import _sharded
-from ._shards import distributed_as, is_sharded, local, reduced, reshard
+from ._shards import are_plain, distributed_as, is_sharded, local, reduced, reshard
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +67,9 @@ def gradients(grads: Any) -> tuple[Named, tuple[str, ...]]:
         named = parameters(grads)
         pairs = [(name, distributed_as(x, x.grad)) for name, x in zip(named.names, named.tensors, strict=True)]
     else:
-        pairs = [(name, reduced(x)) for name, x in _pairs(grads, "grads")]
+        pairs = _pairs(grads, "grads")
+        if not are_plain(x for _, x in pairs):
+            pairs = [(name, reduced(x)) for name, x in pairs]
     skipped = tuple(name for name, x in pairs if x is None)
     given = [(name, x) for name, x in pairs if x is not None]
     for name, x in given:
@@ -141,7 +143,7 @@ def check_tensor(what: str, x: Tensor) -> None:
     Raises:
         TypeError: it is not.
     """
-    if is_sharded(x):
+    if type(x) is not Tensor and is_sharded(x):
         _sharded.check(what, x)
         x = local(x)
     if type(x) is not Tensor and type(x) is not nn.Parameter:
@@ -328,7 +330,7 @@ def memory_index(x: Tensor, index: Tensor) -> Tensor:
 
 def logical(x: Tensor) -> Tensor:
     """The elements that this process holds in row-major order: `x` itself, or a copy."""
-    if is_sharded(x):
+    if type(x) is not Tensor and is_sharded(x):
         x = local(x)
     if x.is_contiguous() and not (x.requires_grad or x.is_neg()):
         return x  # as gradients are: there may be thousands, each smaller than the time of three calls
