@@ -231,7 +231,7 @@ def test_bits_are_ranked_and_the_worst_of_them_protected(run: Callable[..., Ran]
     options = ("--bits", 20, 30, "--groups", "model", "--half-width", 0.2, "--max-faults", 64, "--json", "v.json")
     done = run("vulnerability", *ON, *options)
     assert (done.code, done.err) == (0, "")
-    assert [row[1] for row in listed(done.out)[1:]] == ["20", "30"]
+    assert [row[1] for row in listed(done.out)[1:]] == ["30", "20"]
     done = run("protect", "v.json", "--budget", 0.5)
     assert done.code == 0
     assert listed(done.out)[1][1] == "30"
