@@ -310,7 +310,8 @@ def test_a_report_is_not_compared_with_a_checkpoint_or_with_another_kind(single:
 
 def changes() -> dict[str, Corruption | Faults]:
     weights = {name: x for name, x in tensors().items() if name in ("conv.weight", "größe.β", "half")}
-    g = {name: torch.randn(x.shape, generator=torch.Generator().manual_seed(9)) for name, x in weights.items()}
+    generator = torch.Generator().manual_seed(9)
+    g = {name: torch.randn(x.shape, generator=generator).to(x.dtype) for name, x in weights.items()}
     return {
         "dense": corruption(g, eps=0.7),
         "of another p": corruption(g, eps=2.0, p=30.0),
@@ -407,6 +408,7 @@ def test_a_change_that_does_not_fit_is_refused_before_anything_is_written(single
     for change in (
         corruption({"nowhere": torch.ones(3)}, eps=1.0),
         corruption({"half": torch.ones(34)}, eps=1.0),
+        corruption({"half": torch.ones(33)}, eps=1.0),
         corruption({"steps": torch.ones(7)}, eps=1.0),
         bitflip({"half": torch.ones(33)}, count=1, seed=0),
     ):

@@ -10,6 +10,7 @@ import math
 import os
 import struct
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -347,10 +348,18 @@ def test_what_lies_between_the_elements_of_a_weight_is_left_alone() -> None:
         assert torch.equal(whole, before)
 
 
-def test_gradients_of_another_dtype_than_the_weights_are_used_as_they_are() -> None:
-    w = torch.zeros(3, dtype=torch.float64)
-    with corrupted([w], corruption([torch.tensor([2.0, 0.0, -1.0]).bfloat16()], eps=math.sqrt(5))):
-        assert w.tolist() == pytest.approx([2, 0, -1], rel=1e-15)
+@pytest.mark.parametrize("kind", ["sparse", "dense", "random", "scattered"])
+def test_weights_of_another_dtype_are_refused_before_the_first_write(kind: str, tmp_path: Path) -> None:
+    weights = {"first": torch.ones(3), "second": torch.ones(4)}
+    worst, noise = partial(corruption, weights, eps=1), partial(random_corruption, weights, eps=1, seed=0)
+    make = {"sparse": partial(worst, n=4), "dense": worst, "random": noise, "scattered": partial(noise, n=4)}
+    change = make[kind]()
+    change.save(tmp_path / "a")
+    model = {"first": torch.ones(3), "second": torch.ones(4, dtype=torch.bfloat16)}
+    for each in (change, Corruption.load(tmp_path / "a")):
+        with pytest.raises(ValueError, match=r"'second' must be of torch\.float32, .*got torch\.bfloat16"):
+            corrupted(model, each).__enter__()
+        assert model["first"].tolist() == [1, 1, 1]
 
 
 def test_a_corruption_that_does_not_fit_is_refused_before_the_first_write() -> None:

@@ -170,7 +170,8 @@ def random_corruptions_are_those_of_whole_tensors() -> None:
 @claim
 def weights_change_as_whole_ones_do_and_are_restored_bit_for_bit() -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        full, grads = random(dtype), GRADIENTS["few values"]()
+        full = random(dtype)
+        grads = {name: x.to(dtype) for name, x in GRADIENTS["few values"]().items()}
         parts = cut(full)
         before = bits(parts)
         changes: list[Callable[[dict[str, Tensor]], Any]] = [

@@ -88,7 +88,8 @@ def _checked(facts: Any, tensors: dict[str, Tensor]) -> Corruption:
     else:
         _need(held["kind"] == "random" and not tensors and n == k, "a form that is unknown")
         sizes = tuple(math.prod(shape) for shape in shapes)
-        form = _forms.Random(check_seed(held["seed"]), p, _positive(held["scale"]), sizes, dtypes, torch.device("cpu"))
+        wide = tuple(torch.promote_types(dtype, torch.float32) for dtype in dtypes)
+        form = _forms.Random(check_seed(held["seed"]), p, _positive(held["scale"]), sizes, wide, torch.device("cpu"))
     return Corruption(
         eps=eps,
         p=p,

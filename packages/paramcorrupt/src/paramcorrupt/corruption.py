@@ -177,7 +177,7 @@ class Corruption:
         shapes = self._shards.shapes(self._shapes)
         parts = zip(self._names, shapes, self._dtypes, self._form.values(shapes), strict=True)
         for t, (name, shape, dtype, a) in enumerate(parts):
-            yield name, self._shards.joined(t, a.to(dtype).view(shape))
+            yield name, self._shards.joined(t, a.to(torch.promote_types(dtype, torch.float32)).view(shape))
 
     def dense(self) -> dict[str, Tensor]:
         """What `items` yields, all at once."""
@@ -213,6 +213,12 @@ class Corruption:
     def _targets(self, model: Any) -> list[Tensor]:
         self._form.check(self._names)
         targets = check_targets(self._names, self._shapes, model)
+        for name, dtype, x in zip(self._names, self._dtypes, targets, strict=True):
+            if x.dtype != dtype:
+                raise ValueError(
+                    f"parameter {name!r} must be of {dtype}, as what its change was made of, got {x.dtype}; convert the"
+                    " gradients to it"
+                )
         self._shards.check(self._names, targets)
         return targets
 
@@ -245,7 +251,7 @@ def corruption(grads: Any, *, eps: float | relative, p: float = 2, n: int | None
     Args:
         grads: the gradients: a module (its parameters' ``.grad``; tied ones count once), a mapping, (name, tensor)
             pairs, or a sequence, whose gradients belong to the parameters in order. Floats of any layout on one device;
-            their dtype need not be that of the weights. None stands for no gradient.
+            of the dtype of the weights. None stands for no gradient.
         eps: the budget ||a||_p, in units of the weights, or ``relative(r)`` (which needs a module).
         p: the exponent of the norm, 1 to ``math.inf`` (default 2).
         n: how many weights may change, 1 to the number k of elements (default all).
@@ -332,7 +338,7 @@ def _corruption(named: Named, form: _Form, **facts: Any) -> Corruption:
         k=_sums.count(named.tensors),
         _names=named.names,
         _shapes=tuple(tuple(x.shape) for x in named.tensors),
-        _dtypes=tuple(torch.promote_types(x.dtype, torch.float32) for x in named.tensors),
+        _dtypes=tuple(x.dtype for x in named.tensors),
         _form=form,
         _shards=_sharded.Shards.of(named.tensors),
         **facts,

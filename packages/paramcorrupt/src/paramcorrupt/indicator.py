@@ -332,9 +332,7 @@ class _Climb:
             form = _forms.Dense.of(held, 1.0, 1.0, 1.0)
         nnz = _sums.statistics(self.named.names, a).nonzeros
         skipped = tuple(name for name, x in self.grads.items() if x is None)
-        return _corruption(
-            Named(self.named.names, tuple(a)), form, eps=eps, p=self.p, n=n, nnz=nnz, gain=gain, skipped=skipped
-        )
+        return _corruption(self.named, form, eps=eps, p=self.p, n=n, nnz=nnz, gain=gain, skipped=skipped)
 
     def _indicator(
         self,
