@@ -327,6 +327,13 @@ class Random:
         return write(batches, self.scale, 0.0 if p == math.inf else 1.0, p, keep)
 
 
+def random(tensors: Sequence[Tensor], n: int, seed: int, p: float, eps: float) -> Random | Sparse:
+    """A random change of n elements whose p-norm is eps."""
+    if n == sum(x.numel() for x in tensors):
+        return Random.of(tensors, seed, p, eps)
+    return scattered(tensors, n, seed, p, eps)
+
+
 def scattered(
     tensors: Sequence[Tensor], n: int, seed: int, p: float, eps: float, device: torch.device | None = None
 ) -> Sparse:

@@ -123,8 +123,17 @@ class Random:
         return _forms.write(batches, self.scale, 0.0 if p == math.inf else 1.0, p, keep)
 
 
-def scattered(tensors: Sequence[Tensor], shards: Shards, n: int, seed: int, p: float, eps: float) -> _forms.Sparse:
-    """What of such a change of whole tensors belongs to parts of them: every process makes all n numbers of it."""
+def random(
+    tensors: Sequence[Tensor], shards: Shards, n: int, seed: int, p: float, eps: float
+) -> Random | _forms.Sparse:
+    """What of such a change of whole tensors belongs to parts of them."""
+    if n == sum(x.numel() for x in tensors):
+        return Random.of(tensors, shards, seed, p, eps)
+    return _scattered(tensors, shards, n, seed, p, eps)
+
+
+def _scattered(tensors: Sequence[Tensor], shards: Shards, n: int, seed: int, p: float, eps: float) -> _forms.Sparse:
+    """Every process makes all n numbers and keeps its own."""
     device = local(tensors[0]).device
     whole = [torch.empty(x.shape, dtype=x.dtype, device="meta") for x in tensors]
     form = _forms.scattered(whole, n, seed, p, eps, device)

@@ -396,19 +396,12 @@ def random_corruption(
     if isinstance(eps, relative):
         eps = eps.of(named, p)
     form: _Form
-    held = [local(x) for x in named.tensors]
     if not eps:
         form = _empty(named)
-    elif n == _sums.count(named.tensors):
-        form = (
-            _sharded_forms.Random.of(named.tensors, shards, seed, p, eps)
-            if shards.dims
-            else _forms.Random.of(held, seed, p, eps)
-        )
     elif shards.dims:
-        form = _sharded_forms.scattered(named.tensors, shards, n, seed, p, eps)
+        form = _sharded_forms.random(named.tensors, shards, n, seed, p, eps)
     else:
-        form = _forms.scattered(held, n, seed, p, eps)
+        form = _forms.random([local(x) for x in named.tensors], n, seed, p, eps)
     return _corruption(
         named, form, eps=eps, p=p, n=n, nnz=n if eps else 0, gain=math.nan if eps else 0.0, skipped=skipped
     )
