@@ -9,6 +9,7 @@ import json
 import math
 import os
 import struct
+import sys
 import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -543,6 +544,13 @@ def test_a_file_has_the_permissions_of_others_and_keeps_its_own(tmp_path: Path) 
     saved.chmod(0o640)
     changes()["dense"].save(saved)
     assert saved.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_is_written_without_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change = changes()["dense"]
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    change.save(tmp_path / "a")
+    assert Corruption.load(tmp_path / "a").norm() == change.norm()
 
 
 def test_a_pipe_is_written_and_not_replaced(tmp_path: Path) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from . import _ops as _ops
-from .checkpoints import Difference, apply, diff
 from .corruption import Corruption, Selection, corruption, random_corruption, relative, top_n
 from .curve import Curve, CurvePoint, curve
-from .defense import Defense
-from .faults import Faults, bitflip
-from .gating import Case, Gate, gate
 from .indicator import Indicator, indicator, multistep
 from .objective import Objective
 from .restoring import Applied, corrupted
-from .scanning import Report, ReportRow, scan
-from .vulnerability import Protection, Vulnerability, protect, vulnerability_factor
+
+if TYPE_CHECKING:
+    from .checkpoints import Difference, apply, diff
+    from .defense import Defense
+    from .faults import Faults, bitflip
+    from .gating import Case, Gate, gate
+    from .scanning import Report, ReportRow, scan
+    from .vulnerability import Protection, Vulnerability, protect, vulnerability_factor
 
 __all__ = [
     "Applied",
@@ -49,3 +54,27 @@ __all__ = [
     "vulnerability_factor",
 ]
 __version__ = "1.0.0"
+
+_LATER = {
+    "checkpoints": ("Difference", "apply", "diff"),
+    "defense": ("Defense",),
+    "faults": ("Faults", "bitflip"),
+    "gating": ("Case", "Gate", "gate"),
+    "scanning": ("Report", "ReportRow", "scan"),
+    "vulnerability": ("Protection", "Vulnerability", "protect", "vulnerability_factor"),
+}
+"""Names by the modules that are imported when they are first asked for, so that the package is imported fast. Those
+that are called as their module is must be there before it."""
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _LATER.items():
+        if name in names:
+            value: object = getattr(import_module(f".{module}", __name__), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

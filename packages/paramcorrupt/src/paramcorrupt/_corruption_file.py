@@ -47,11 +47,6 @@ def write(change: Corruption, path: str | os.PathLike[str]) -> None:
         ],
         "form": held,
     }
-    seen: set[int] = set()
-    for name, x in tensors.items():  # autograd may give one tensor for two parameters, which the format refuses
-        if x.untyped_storage().data_ptr() in seen:
-            tensors[name] = x.clone()
-        seen.add(x.untyped_storage().data_ptr())
     write_tensors(tensors, path, {"paramcorrupt": json.dumps(facts)})
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from html import escape
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from ._numbers import MISSING, show
+from ._page import SCRIPT, STYLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,8 +45,6 @@ def page(
     headline, *more = lead
     tiles = "".join(_fact(name, facts[name], columns) for name in highlights if facts.get(name) is not None)
     others = "".join(_fact(name, x, columns) for name, x in facts.items() if name not in highlights and x is not None)
-    resources = files(__package__)
-    style, script = (resources.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -57,7 +55,7 @@ def page(
 <title>{escape(title)}: {escape(headline)}</title>
 <link rel="icon" href="data:,">
 <style>
-{style}</style>
+{STYLE}</style>
 </head>
 <body>
 <main>
@@ -73,7 +71,7 @@ def page(
 <footer>Written by paramcorrupt {escape(version)}. This file is complete: it loads nothing from elsewhere.</footer>
 </main>
 <script>
-{script}</script>
+{SCRIPT}</script>
 </body>
 </html>
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from ctypes import c_char
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from ._tabular import is_stream, replacing
+from ._tabular import replacing
 
 if TYPE_CHECKING:
     import os
@@ -44,6 +45,7 @@ _FORMATS = {
     "F64": (64, "float64"),
     "C64": (64, "complex64"),
 }
+_NAMES = {getattr(torch, dtype): name for name, (_, dtype) in _FORMATS.items() if hasattr(torch, dtype)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,12 +247,25 @@ def _refuse(path: Path, reason: str) -> NoReturn:
 def write_tensors(
     tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a file; nothing half-written is left if that fails."""
-    from safetensors.torch import save, save_file
+    """Write a file; nothing half-written is left if that fails. The format's own writer needs NumPy.
 
-    held, facts = dict(tensors), None if metadata is None else dict(metadata)
-    if is_stream(path):
-        Path(path).write_bytes(save(held, facts))  # in whose place the other would put a file
-        return
-    with replacing(path) as temporary:
-        save_file(held, temporary, facts)
+    Raises:
+        TypeError: a tensor whose dtype the format does not have.
+    """
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    held = sorted(tensors.items(), key=lambda pair: -pair[1].itemsize)  # so that each begins at a multiple of its size
+    end = 0
+    for name, x in held:
+        if x.dtype not in _NAMES:
+            raise TypeError(f"tensor {name!r} must have a dtype that safetensors have, got {x.dtype}")
+        begin, end = end, end + x.numel() * x.itemsize
+        shape = [*x.shape[:-1], x.shape[-1] * 2] if _NAMES[x.dtype] == "F4" else list(x.shape)
+        header[name] = {"dtype": _NAMES[x.dtype], "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, x in held:
+            host = x.detach().resolve_conj().resolve_neg().cpu().contiguous()
+            if size := host.numel() * host.itemsize:
+                file.write((c_char * size).from_address(host.data_ptr()))

@@ -1,4 +1,4 @@
-"""Figures as inline SVG that fills the width of its page; `page.css` has colours and sizes.
+"""Figures as inline SVG that fills the width of its page; `_page` has colours and sizes.
 
 Lengths along an axis are percentages, so that text and marks keep their size on a phone as on a wide screen.
 """

@@ -65,12 +65,12 @@ def apply(
     Example:
         >>> import tempfile, torch
         >>> from pathlib import Path
-        >>> from safetensors.torch import load_file, save_file
+        >>> from safetensors.torch import load_file
         >>> from paramcorrupt import bitflip
         >>> from paramcorrupt.checkpoints import apply
         >>> folder = tempfile.TemporaryDirectory()
-        >>> clean, bad = Path(folder.name, "clean.safetensors"), Path(folder.name, "bad.safetensors")
-        >>> save_file({"w": torch.ones(2)}, clean)
+        >>> clean, bad = Path(folder.name, "clean.pt"), Path(folder.name, "bad.safetensors")
+        >>> torch.save({"w": torch.ones(2)}, clean)
         >>> plan = bitflip({"w": torch.empty(2, device="meta")}, bits="sign", count=2, seed=0)
         >>> apply(clean, plan, bad).changed
         2
@@ -229,12 +229,11 @@ def diff(
     Example:
         >>> import tempfile, torch
         >>> from pathlib import Path
-        >>> from safetensors.torch import save_file
         >>> from paramcorrupt.checkpoints import diff
         >>> folder = tempfile.TemporaryDirectory()
-        >>> a, b = Path(folder.name, "a.safetensors"), Path(folder.name, "b.safetensors")
-        >>> save_file({"w": torch.tensor([3.0, 4.0])}, a)
-        >>> save_file({"w": torch.tensor([3.0, 3.5])}, b)
+        >>> a, b = Path(folder.name, "a.pt"), Path(folder.name, "b.pt")
+        >>> torch.save({"w": torch.tensor([3.0, 4.0])}, a)
+        >>> torch.save({"w": torch.tensor([3.0, 3.5])}, b)
         >>> row, = diff(a, b).rows()
         >>> row["changed"], row["l2"], row["relative"]
         (1, 0.5, 0.1)

@@ -11,9 +11,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 from ._arguments import check_budgets, check_set
-from ._numbers import number
 from ._progress import track
-from ._statistics import mean_interval
 from ._table import Shown
 from ._tabular import Column, Row, Tabular, parsed, read, record, weight_hash
 from ._tensors import Named, check_n, check_seed, match
@@ -147,12 +145,15 @@ class Curve(Sequence[CurvePoint], Tabular):
         return [point for point in self._points if point.kind == kind]
 
     def _lead(self) -> list[str]:
+        from ._numbers import number
+
         strongest = max(self._points, key=lambda point: point.eps)
         first, *others = [point for point in self._points if point.eps == strongest.eps]
         text = f"At \u03b5 = {number(first.eps)} {_cost(first, self._facts)}."
         return [text, *(f"{_cost(point, self._facts).capitalize()}." for point in others)]
 
     def _figures(self) -> list[Figure]:
+        from ._numbers import number
         from ._svg import Lines, Series
 
         x = sorted({point.eps for point in self._points})
@@ -181,6 +182,8 @@ class Curve(Sequence[CurvePoint], Tabular):
 
 
 def _cost(point: CurvePoint, facts: Row) -> str:
+    from ._numbers import number
+
     who = "the worst corruption" if point.kind == "gradient" else "a random corruption"
     text = f"{who} raises the loss by {number(float(f'{point.measured:.3g}'))}"
     clean = facts.get("clean_accuracy")
@@ -292,6 +295,8 @@ def curve(
 def _point(
     kind: str, eps: float, trials: list[tuple[Corruption, Applied, Evaluation]], clean: Evaluation
 ) -> CurvePoint:
+    from ._statistics import mean_interval
+
     rises = [found.loss - clean.loss for _, _, found in trials]
     accuracies = [found.accuracy for _, _, found in trials if found.accuracy is not None]
     mean, low, high = mean_interval(rises)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from . import _forms, _ops, _sums
 from ._arguments import check_ascent, check_budgets, check_set
-from ._projection import project_
 from ._shards import local
 from ._tensors import Named, check_n, check_p, match, parameters
 from .corruption import Corruption, _corruption, corruption, relative
@@ -296,6 +295,8 @@ class _Climb:
         return self._indicator(worst, applied, found, [self.clean.loss, found.loss], found.batches, 0, start)
 
     def steps(self, eps: float, steps: int, step_size: float, surface: Surface, start: float) -> Indicator:
+        from ._projection import project_
+
         n = check_n(self.n, _sums.count(self.named.tensors))
         a = [torch.zeros_like(g, dtype=_wide(g), memory_format=torch.contiguous_format) for g in self.named.tensors]
         grads, trace, forwards, backwards = list(self.named.tensors), [self.clean.loss], 0, 0

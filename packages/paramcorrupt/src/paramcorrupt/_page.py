@@ -1,4 +1,6 @@
-:root {
+"""How pages look, and what their tables do when they are clicked: CSS and JavaScript, which go into each page."""
+
+STYLE = r""":root {
   color-scheme: light dark;
   --paper: #fbfbf9; --card: #ffffff; --ink: #1b1d21; --soft: #5c626c; --faint: #e3e3de; --line: #c9cac5;
   --s0: #5f83ab; --s1: #c63f27; --s2: #8a6d1d; --s3: #2f8a6b; --s4: #7a55a3;
@@ -36,7 +38,8 @@ figcaption { margin-bottom: 14px; }
 figcaption p { margin-top: 4px; }
 figcaption p, .note { color: var(--soft); font-size: 15px; max-width: 46em; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 4px 20px; font-size: 14px; margin-bottom: 14px; }
-.legend i { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 7px; vertical-align: -1px; }
+.legend i { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 7px;
+  vertical-align: -1px; }
 
 svg { display: block; width: 100%; overflow: visible; font-size: 12px; }
 svg text { fill: var(--soft); font-variant-numeric: tabular-nums; }
@@ -75,7 +78,8 @@ svg text.label { font-family: var(--mono); fill: var(--ink); }
 .axis-y { color: var(--soft); font-size: 12px; margin-bottom: 8px; }
 .tick.y { text-anchor: end; transform: translate(-10px, 4px); }
 .diagonal { stroke: var(--line); stroke-dasharray: 5 5; }
-.line { fill: none; stroke: var(--color); stroke-width: 2; stroke-linejoin: round; vector-effect: non-scaling-stroke; }
+.line { fill: none; stroke: var(--color); stroke-width: 2; stroke-linejoin: round;
+  vector-effect: non-scaling-stroke; }
 .band { fill: var(--color); opacity: .18; }
 circle.mark { stroke: var(--paper); stroke-width: 1; }
 svg text.name { font-family: var(--mono); fill: var(--ink); }
@@ -86,7 +90,8 @@ svg text.name { font-family: var(--mono); fill: var(--ink); }
 .scatter svg[role] { height: 460px; }
 .columns .mark { rx: 2px; }
 
-.scroll { overflow-x: auto; margin-top: 14px; border: 1px solid var(--faint); border-radius: 10px; background: var(--card); }
+.scroll { overflow-x: auto; margin-top: 14px; border: 1px solid var(--faint); border-radius: 10px;
+  background: var(--card); }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { padding: 7px 11px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--faint); }
 tr:last-child > td, tr:last-child > th[scope=row] { border-bottom: 0; }
@@ -106,8 +111,10 @@ tbody .words { white-space: normal; min-width: 20em; text-align: left; }
 input { font: inherit; font-size: 14px; color: inherit; background: var(--card); border: 1px solid var(--line);
   border-radius: 7px; padding: 5px 10px; width: 220px; max-width: 100%; }
 
-.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 0 48px; margin-top: 14px; font-size: 14px; }
-.facts div { display: flex; justify-content: space-between; gap: 20px; padding: 6px 0; border-bottom: 1px solid var(--faint); }
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 0 48px;
+  margin-top: 14px; font-size: 14px; }
+.facts div { display: flex; justify-content: space-between; gap: 20px; padding: 6px 0;
+  border-bottom: 1px solid var(--faint); }
 .facts dt { color: var(--soft); }
 .facts dd { flex: none; text-align: right; font-variant-numeric: tabular-nums; }
 .facts .long { grid-column: 1 / -1; }
@@ -139,5 +146,46 @@ footer { margin-top: 56px; color: var(--soft); font-size: 13px; }
   th, td { padding: 7px 10px; }
   tbody .name { max-width: 13em; }
 }
-@media (min-width: 701px) { .tools + .scroll { max-height: 80vh; overflow: auto; } thead th { position: sticky; top: 0; background: var(--card); } }
+@media (min-width: 701px) { .tools + .scroll { max-height: 80vh; overflow: auto; } thead th { position: sticky;
+  top: 0; background: var(--card); } }
 @media print { .tools + .scroll { max-height: none; } input { display: none; } }
+"""
+
+SCRIPT = r""""use strict";
+// Headings sort, and a field filters; the page is complete without either.
+for (const table of document.querySelectorAll("table")) {
+  const body = table.tBodies[0];
+  const heads = [...table.tHead.rows[0].cells];
+  const value = (row, i) => row.cells[i].dataset.value ?? row.cells[i].textContent;
+  const order = (i, sign) => (a, b) => {
+    const x = value(a, i), y = value(b, i);
+    if (x === "" || y === "") return (x === "") - (y === "");
+    return sign * (isNaN(x) || isNaN(y) ? x.localeCompare(y, undefined, { numeric: true }) : x - y);
+  };
+  heads.forEach((head, i) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const first = head.classList.contains("text") ? "ascending" : "descending";
+      const other = first === "ascending" ? "descending" : "ascending";
+      const next = head.ariaSort === first ? other : first;
+      heads.forEach((each) => each.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", next);
+      body.append(...[...body.rows].sort(order(i, next === "ascending" ? 1 : -1)));
+    });
+  });
+  if (body.rows.length > 12) {
+    const field = document.createElement("input");
+    field.type = "search";
+    field.placeholder = "Filter rows";
+    field.setAttribute("aria-label", "Filter rows");
+    field.addEventListener("input", () => {
+      const text = field.value.toLowerCase();
+      for (const row of body.rows) row.hidden = !row.textContent.toLowerCase().includes(text);
+    });
+    table.closest("section").querySelector(".tools").append(field);
+  }
+}
+"""
