@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
 from . import _ops, _sharded, _sums
 from ._projection import project_
@@ -119,7 +118,7 @@ class Ascent:
         """Set the weights to w, bit for bit."""
         held = self._held()
         torch._foreach_copy_(held, self._clean)
-        _announce(held)
+        torch.clear_autocast_cache()  # which may hold the weights in another dtype
 
     # --- a ------------------------------------------------------------------------------------------------------------
 
@@ -183,7 +182,7 @@ class Ascent:
         for x, y in zip(held, dense, strict=True):
             if y is not x:
                 x.copy_(y)
-        _announce(held)
+        torch.clear_autocast_cache()  # which may hold the weights in another dtype
 
 
 def _joined(params: list[Tensor], held: list[Tensor]) -> list[Tensor]:
@@ -201,9 +200,3 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 def _mark(x: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
     return x.shape, x.dtype, x.device
-
-
-def _announce(held: list[Tensor]) -> None:
-    """That weights were written: to graphs that saved them, and to autocast, which may hold them in another dtype."""
-    increment_version(held)
-    torch.clear_autocast_cache()
