@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from harness import (
+    CPU,
+    FULL,
     Contestant,
     Context,
     Figure,
     Outcome,
+    Profile,
     Race,
     UnequalError,
     Versus,
@@ -97,7 +100,11 @@ def equal(g: list[Tensor], n: int) -> str:
 # --- races ---
 
 
-def contestants(g: list[Tensor], n: int, *, numpy: bool = True) -> Builders:
+def reader(g: list[Tensor]) -> Callable[[], Contestant]:
+    return partial(Contestant, partial(read, g), traffic=4 * sum(x.numel() for x in g))
+
+
+def contestants(g: list[Tensor], n: int, *, numpy: bool = True) -> dict[str, Callable[[], Contestant]]:
     racers = {
         OURS: partial(Contestant, partial(paramcorrupt.top_n, g, n)),
         TOPK: partial(Contestant, partial(topk, g, n)),
@@ -114,26 +121,28 @@ def extra_memory(n: int, context: Context, outcome: Outcome) -> None:
             outcome.figures.append(figure.judged(context.profile))
 
 
-def large(share: float, least: float, *, everywhere: bool = False) -> Race:
-    """A hundred million elements where it is the headline or time does not matter, else ten."""
-
+def large(
+    millions: int, share: float, least: float | None = None, *, seconds: float = 1, profiles: frozenset[Profile] = CPU
+) -> Race:
     def size(context: Context) -> int:
-        return context.pick(100_000, 100_000_000 if everywhere else 10_000_000, 100_000_000)
+        return context.pick(100_000, 1_000_000 * millions)
 
     def n(context: Context) -> int:
         return max(1, round(share * size(context)))
 
     return Race(
-        f"top_n of {'100' if everywhere else '10 to 100'} million, one of {1 / share:,.0f}",
+        f"top_n of {millions} million, one of {1 / share:,.0f}",
         "Indices and values of the largest magnitudes of four float32 tensors together, one thread. Peers join the "
         "tensors first; partition gives no indices.",
-        lambda context: contestants(gradients(size(context)), n(context)),
+        lambda context: contestants(gradients(size(context)), n(context)) | {READ: reader(gradients(size(context)))},
         lambda context: equal(gradients(size(context)), n(context)),
         (
-            Versus(TOPK, at_least(least), kind="speed", headline=everywhere),
-            Versus(PARTITION, at_least(8) if share < 0.1 else None, kind="speed"),
+            Versus(TOPK, None if least is None else at_least(least), kind="speed", headline=seconds > 1),
+            Versus(PARTITION, at_least(8) if least and share < 0.1 else None, kind="speed"),
+            Versus(READ, kind="time"),
         ),
-        seconds=1,
+        profiles=profiles,
+        seconds=seconds,
         also=lambda context, outcome: extra_memory(n(context), context, outcome),
     )
 
@@ -143,7 +152,7 @@ def threshold(context: Context) -> Builders:
     g = gradients(size)
     return {
         SELECT: partial(Contestant, partial(torch.ops.paramcorrupt.select, g, size // 100), traffic=4 * size),
-        READ: partial(Contestant, partial(read, g), traffic=4 * size),
+        READ: reader(g),
     }
 
 
@@ -205,7 +214,7 @@ def threads_agree(context: Context) -> str:
 
 
 WORKLOADS: tuple[Workload, ...] = (
-    large(1e-2, 60, everywhere=True),
+    large(100, 1e-2, 60, seconds=8),
     Race(
         "threshold of 100 million",
         "The key of the millionth magnitude and how many are above it, against a sum of the bits as integers.",
@@ -214,8 +223,10 @@ WORKLOADS: tuple[Workload, ...] = (
         (Versus(READ, at_most(3)), Versus(kind="MB/s")),
         seconds=1,
     ),
-    large(1e-5, 60),
-    large(1e-1, 30),
+    large(100, 1e-5, 60, profiles=FULL),
+    large(100, 1e-1, 30, profiles=FULL),
+    large(10, 1e-5, profiles=CPU - FULL),
+    large(10, 1e-1, profiles=CPU - FULL),
     *(
         [
             Race(
