@@ -123,8 +123,12 @@ class Injector:
     def put(self, data: Tensor, index: Tensor, mask: Tensor, clean: Tensor) -> None:
         """data[index] ^= mask, instead of the fault before; `clean` is what data[index] is without."""
         self.take_back()
-        self._held = data, index, clean  # first: to write back what is there is harmless
+        self.hold(data, index, clean)  # first: to write back what is there is harmless
         _ops.xor_bits_(data, index, mask)
+
+    def hold(self, data: Tensor, index: Tensor, clean: Tensor) -> None:
+        """Whatever is written to data[index] from now on, it will be `clean` again."""
+        self._held = data, index, clean
 
     def take_back(self) -> None:
         if self._held is not None:

@@ -21,7 +21,7 @@ from .restoring import Written
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["Fault", "Faults", "bitflip"]
 
@@ -203,11 +203,17 @@ class Faults(Tabular):
                 clean = data.index_select(0, index)
                 if self._value is not None:
                     mask = mask * self._differs(clean, first, stop)
-                pieces = (piece.view(-1, self.width).unbind() for piece in (index, mask, clean))
-                for fault, *piece in zip(self._faults(part, first, stop), *pieces, strict=True):
-                    injector.put(data, *piece)
+                injector.hold(data, index, clean)
+                for fault, *flips in zip(
+                    self._faults(part, first, stop), self._turns(index), self._turns(mask), strict=True
+                ):
+                    _ops.xor_bits_(data, *flips)
                     yield fault
                 injector.take_back()
+
+    def _turns(self, x: Tensor) -> Sequence[Tensor]:
+        """Of each fault the entries together with those of the fault before, which the same flips take back."""
+        return x[: self.width], *(x.unfold(0, 2 * self.width, self.width) if len(x) > self.width else ())
 
     def _faults(self, part: Part, first: int, stop: int) -> list[Fault]:
         place = self._byte_index[first:stop] * 8 + _position(self._mask[first:stop])
