@@ -28,7 +28,7 @@ std::vector<Bits<S>> sample(const Blocks& blocks, int64_t count) {
   const double step = double(blocks.size()) / double(count);
   auto source = blocks.sources().begin();
   uint64_t state = 88172645463325252;
-  KeyTile<Bits<S>> tile;
+  KeyTile<Bits<S>> tile{};
   for (int64_t k = 0; k < count; ++k) {
     state = state * 6364136223846793005 + 1442695040888963407;
     const double random = double(state >> 11) * 0x1p-53;

@@ -40,7 +40,6 @@ class Selection {
   bool search(const Bracket<K>& bracket) {
     const auto [low, high] = bracket;
     Edges edges;
-    int64_t inside = 0;
     std::mutex mutex;
     std::atomic<int64_t> end = 0;
     blocks_.run([&, low, high](const auto& each) {
