@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--smoke", action="store_true", help="in a second, to see that it runs")
     args = parser.parse_args(argv)
     words, held = texts(args.data)
-    words, held = (words[:4000], held[:2000]) if args.smoke else (words, held[:30_000])
+    words, held = (words[:4000], held[:2000]) if args.smoke else (words, held[:60_000])
     known = ["<unk>", *(word for word, count in Counter(words).most_common() if count > 1 and word != "<unk>")]
     codes = {word: code for code, word in enumerate(known)}
     ids, held_ids = (torch.tensor([codes.get(word, 0) for word in text]) for text in (words, held))

@@ -252,7 +252,7 @@ json.dump({name: compile_kernel(kernel, types, base.OPTIONS, **constants) for na
     ("powers", select._powers_kernel, table, dict(T=BF16, K=BF16)),
     ("digits", select._digits_kernel, table, dict(T=F32, K=F32, BITS=11, SUMS=False)),
     ("digits and sums", select._digits_kernel, table, dict(T=F16, K=F16, BITS=4, SUMS=True)),
-    ("many digits", select._many_digits_kernel, table, dict(T=F32, K=F32, BITS=19, SUMS=True)),
+    ("many digits", select._digits_kernel, table, dict(T=F32, K=F32, BITS=19, SUMS=True)),
     ("choose", select._choose_kernel, table, dict(BITS=11, FIRST=False)),
     ("count", select._count_kernel, table, dict(T=F32, K=F32)),
     ("collect", select._collect_kernel, {**table, "values": "*fp32"}, dict(T=BF16, K=F32)),

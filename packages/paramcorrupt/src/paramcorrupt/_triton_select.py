@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ._triton_base import Plan
 
-DIGIT = 11  # bits: the histogram of a block stays in registers and shared memory
+DIGIT = tl.constexpr(11)  # bits: the histogram of a block stays in registers and shared memory
 PATH = 4  # what `select` says of itself: digits from the top
 
 
@@ -172,11 +172,16 @@ def _digits_kernel(  # type: ignore[no-untyped-def]
     BITS: tl.constexpr,
     SUMS: tl.constexpr,
 ):
-    """Of the keys that start with `prefix`: how many have each value of the BITS that follow, `rest` remain."""
+    """Of the keys that start with `prefix`: how many have each value of the BITS that follow, `rest` remain.
+
+    Of few values a chunk is counted before it is added to the others.
+    """
     _, index, o_start, n = own(table, fields, tensors, where)
     p = pointer(table, 0, tensors, index, o_start, T)
     wanted = tl.load(prefix)
-    found = tl.zeros((1 << BITS,), tl.int32)
+    FEW: tl.constexpr = BITS <= DIGIT
+    if FEW:
+        found = tl.zeros((1 << BITS,), tl.int32)
     o_block = tl.full((), 0, tl.int32)
     while o_block < n:
         o = o_block + tl.arange(0, BLOCK)
@@ -184,11 +189,15 @@ def _digits_kernel(  # type: ignore[no-untyped-def]
         digits = key_of(x, K).to(tl.int64) >> rest
         inside = (o < n) & ((digits >> BITS) == wanted)
         digit = (digits & ((1 << BITS) - 1)).to(tl.int32)
-        found += tl.histogram(digit, 1 << BITS, mask=inside)
+        if FEW:
+            found += tl.histogram(digit, 1 << BITS, mask=inside)
+        else:
+            tl.atomic_add(counts + digit, tl.full((BLOCK,), 1, tl.int64), mask=inside)
         if SUMS:
             tl.atomic_add(sums + digit, tl.abs(wide(x, tl.float64)), mask=inside)
         o_block += BLOCK
-    tl.atomic_add(counts + tl.arange(0, 1 << BITS), found.to(tl.int64), mask=found > 0)
+    if FEW:
+        tl.atomic_add(counts + tl.arange(0, 1 << BITS), found.to(tl.int64), mask=found > 0)
 
 
 @triton.jit(do_not_specialize=range(3))
@@ -219,11 +228,11 @@ def select(g: Sequence[Tensor], n: int) -> Tensor:
     rest = 8 * dtype.itemsize - 1
     state = torch.zeros(4, dtype=torch.int64, device=device)
     state[3:].fill_(PATH)
-    counts = torch.zeros(1 << DIGIT, dtype=torch.int64, device=device)
+    counts = torch.zeros(1 << DIGIT.value, dtype=torch.int64, device=device)
     with on(device):
         made, first = plan(g), True
         while rest:
-            digit = min(DIGIT, rest)
+            digit = min(DIGIT.value, rest)
             rest -= digit
             for launch in made.launches:
                 _digits_kernel[(launch.programs,)](
@@ -259,8 +268,7 @@ def key_histogram(g: Sequence[Tensor], prefix: int, prefix_bits: int, bits: int)
     with on(device):
         made = plan(g)
         for launch in made.launches:
-            kernel = _digits_kernel if bits <= DIGIT else _many_digits_kernel
-            kernel[(launch.programs,)](
+            _digits_kernel[(launch.programs,)](
                 made.table,
                 made.fields,
                 made.tensors,
@@ -276,38 +284,6 @@ def key_histogram(g: Sequence[Tensor], prefix: int, prefix_bits: int, bits: int)
                 **OPTIONS,
             )
     return counts, sums
-
-
-@triton.jit(do_not_specialize=range(8))
-def _many_digits_kernel(  # type: ignore[no-untyped-def]
-    table,
-    fields: tl.int64,
-    tensors: tl.int64,
-    where: tl.int64,
-    prefix,
-    counts,
-    sums,
-    rest: tl.int64,
-    T: tl.constexpr,
-    K: tl.constexpr,
-    BITS: tl.constexpr,
-    SUMS: tl.constexpr,
-):
-    """As `_digits_kernel`, of more values than a block can count by itself."""
-    _, index, o_start, n = own(table, fields, tensors, where)
-    p = pointer(table, 0, tensors, index, o_start, T)
-    wanted = tl.load(prefix)
-    o_block = tl.full((), 0, tl.int32)
-    while o_block < n:
-        o = o_block + tl.arange(0, BLOCK)
-        x = tl.load(p + o, mask=o < n, other=0)
-        digits = key_of(x, K).to(tl.int64) >> rest
-        inside = (o < n) & ((digits >> BITS) == wanted)
-        digit = digits & ((1 << BITS) - 1)
-        tl.atomic_add(counts + digit, tl.full((BLOCK,), 1, tl.int64), mask=inside)
-        if SUMS:
-            tl.atomic_add(sums + digit, tl.abs(wide(x, tl.float64)), mask=inside)
-        o_block += BLOCK
 
 
 # --- collection -----------------------------------------------------------------------------------------------------
