@@ -1,0 +1,3 @@
+# core.cpp
+
+def vectors() -> str: ...
