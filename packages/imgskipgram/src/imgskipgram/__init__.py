@@ -2,5 +2,7 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from .bank import ImageBank
+
+__all__ = ["ImageBank"]
 __version__ = "1.0.0"

@@ -1,0 +1,90 @@
+"""Banks on disk: an .npz of plain arrays, with labels and ids as JSON; parsed as hostile, never unpickled."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._replacing import replacing
+from .bank import ImageBank
+
+if TYPE_CHECKING:
+    import os
+
+_FORMAT, _VERSION = "imgskipgram.bank", 1
+_NO_THUMBNAIL = -1
+
+
+def write(path: str | os.PathLike[str], bank: ImageBank) -> None:
+    """Write a bank: `header` (JSON), `features`, and the thumbnails' bytes one after another with their lengths."""
+    header = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "ids": bank.ids,
+        "words": bank.words,
+        "report": bank.report_,
+    }
+    sizes = [_NO_THUMBNAIL if data is None else len(data) for data in bank.thumbnails]
+    with replacing(path) as file:
+        np.savez(
+            file,
+            header=np.frombuffer(json.dumps(header, ensure_ascii=False).encode(), np.uint8),
+            features=bank.features,
+            thumbnails=np.frombuffer(b"".join(data or b"" for data in bank.thumbnails), np.uint8),
+            thumbnail_sizes=np.array(sizes, np.int64),
+        )
+
+
+def read(path: str | os.PathLike[str]) -> ImageBank:
+    """Read a bank, or say in a ValueError why the file is none."""
+    with Path(path).open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                arrays = {
+                    name: _array(archive, name) for name in ("header", "features", "thumbnails", "thumbnail_sizes")
+                }
+            return _bank(arrays)
+        except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+            raise ValueError(f"{path}: not a bank of images that can be read: {_reason(error)}") from error
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> Any:
+    with archive.open(f"{name}.npy") as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
+
+
+def _bank(arrays: dict[str, Any]) -> ImageBank:
+    header = json.loads(arrays["header"].astype(np.uint8).tobytes())
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        raise ValueError(f"its header does not say {_FORMAT}")
+    if header["version"] != _VERSION:
+        raise ValueError(f"version {header['version']!r}, this package reads version {_VERSION}")
+    ids, words, report = header["ids"], header["words"], header["report"]
+    if not (isinstance(ids, list) and isinstance(words, list) and isinstance(report, dict)):
+        raise ValueError("ids and words must be lists, the report an object")
+    if not all(isinstance(entry, list) for entry in words):
+        raise ValueError("words must be lists")
+    bank = ImageBank(arrays["features"], words, ids, _thumbnails(arrays["thumbnails"], arrays["thumbnail_sizes"]))
+    bank.report_ = {str(name): int(count) for name, count in report.items()} | bank.report_
+    return bank
+
+
+def _thumbnails(data: Any, sizes: Any) -> list[bytes | None]:
+    if data.dtype != np.uint8 or sizes.dtype != np.int64 or data.ndim != 1 or sizes.ndim != 1:
+        raise ValueError("thumbnails must be bytes with 64-bit sizes")
+    lengths = np.maximum(sizes, 0)
+    if (sizes < _NO_THUMBNAIL).any() or (lengths > len(data)).any() or lengths.sum() != len(data):
+        raise ValueError("thumbnails and their sizes disagree")
+    ends = np.cumsum(lengths)
+    return [
+        None if size == _NO_THUMBNAIL else data[end - size : end].tobytes()
+        for size, end in zip(sizes.tolist(), ends.tolist(), strict=True)
+    ]
+
+
+def _reason(error: Exception) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else str(error) or "it ends too early"
