@@ -2,6 +2,8 @@
 
 namespace nb = nanobind;
 
+void bind_corpus(nb::module_& m);
+
 namespace {
 
 // The widest instructions for which there are kernels and that this machine has.
@@ -16,4 +18,7 @@ const char* vectors() {
 
 }  // namespace
 
-NB_MODULE(_core, m) { m.def("vectors", vectors); }
+NB_MODULE(_core, m) {
+  m.def("vectors", vectors);
+  bind_corpus(m);
+}
