@@ -214,6 +214,21 @@ def test_words_in_lists_are_taken_as_they_are() -> None:
     assert vocabulary.words == ["New York", "", "a\nb"]
 
 
+def test_words_that_differ_in_one_byte_are_told_apart() -> None:
+    words = ["a" * n for n in range(1, 60)]
+    words += [f"{word[:i]}b{word[i + 1 :]}" for word in words for i in range(len(word))]
+    assert tokenized(" ".join(words + words)) == [words + words]
+    vocabulary, tokens = read([[*words, "a\x00", "\x00a", "\x00\x00"], words], ALL)
+    assert tokens is not None
+    assert len(vocabulary) == len(words) + 3
+    assert sentences_of(tokens, vocabulary)[1] == words
+
+
+def test_a_surrogate_alone_is_refused_by_its_sentence() -> None:
+    with pytest.raises(ValueError, match=r"^sentence 1 must be Unicode text, got a surrogate alone$"):
+        read([["a"], ["b", "\ud800"]], ALL)
+
+
 def test_a_corpus_that_is_streamed_leaves_no_numbers() -> None:
     vocabulary, tokens = read(LEE, Trim(), cache_dir=False)
     assert tokens is None
@@ -287,6 +302,18 @@ def test_a_missing_column_is_refused_with_those_present() -> None:
         read([{"label": 1, "body": "a"}], ALL)
     vocabulary, _ = read([{"label": 1, "body": "a"}], ALL, text_column="body")
     assert vocabulary.words == ["a"]
+
+
+def test_a_bad_cache_dir_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    untouched = iter([["a"]])
+    for bad, error, refusal in [
+        (True, TypeError, r"^cache_dir must be a path, None or False, got bool$"),
+        (3, TypeError, r"^cache_dir must be a path, None or False, got int$"),
+        (tmp_path / "no such", ValueError, r"^cache_dir must be a folder that exists, got '.*no such'$"),
+    ]:
+        with pytest.raises(error, match=refusal):
+            read(untouched, ALL, cache_dir=bad)
+    assert next(untouched) == ["a"]
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:

@@ -143,6 +143,28 @@ def test_nothing_kept_is_refused_with_the_tokens_and_the_best_count() -> None:
         read([], Trim(), known=Vocabulary(["a"], np.array([3], np.uint64), 3, 1))
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "refusal"),
+    [
+        ({"min_count": -1}, ValueError, "min_count must be a non-negative integer, got -1"),
+        ({"min_count": True}, TypeError, "min_count must be an integer, got bool"),
+        ({"min_count": 5.0}, TypeError, "min_count must be an integer, got float"),
+        ({"max_vocab_size": 0}, ValueError, "max_vocab_size must be a positive integer, got 0"),
+        ({"max_final_vocab": 0}, ValueError, "max_final_vocab must be a positive integer, got 0"),
+        ({"max_final_vocab": 1e4}, TypeError, "max_final_vocab must be an integer, got float"),
+        ({"trim_rule": 5}, TypeError, "trim_rule must be callable or None, got int"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, Any], error: type[Exception], refusal: str) -> None:
+    with pytest.raises(error, match=f"^{refusal}$"):
+        Trim(**options)
+
+
+def test_integers_of_numpy_are_integers(lee: list[list[str]]) -> None:
+    trim = Trim(min_count=np.int64(9), max_vocab_size=np.uint32(10**6), max_final_vocab=np.int32(50))
+    assert read(lee, trim)[0].words == read(lee, Trim(9, 10**6, 50))[0].words
+
+
 def test_kept_shares_are_those_of_gensim(lee: list[list[str]]) -> None:
     for sample in (0, 1e-3, 1e-5):
         vocabulary, _ = read(lee, Trim())

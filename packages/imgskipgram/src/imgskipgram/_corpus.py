@@ -78,8 +78,8 @@ def read(
     Raises:
         FileNotFoundError: no file at this path.
         ValueError: text that is no UTF-8, a damaged file, a missing column, no word that is kept, or an iterator that
-            would have to be read again.
-        TypeError: something that is no corpus or no sentence.
+            would have to be read again, or a cache_dir that does not exist.
+        TypeError: something that is no corpus, no sentence or no cache_dir.
     """
     _check(corpus)
     if cache_dir is False:
@@ -242,6 +242,11 @@ class _Store:
     """Numbers of words as they come: in memory, and above 1 GiB in a file without a name, which the system removes."""
 
     def __init__(self, folder: CacheDir) -> None:
+        if isinstance(folder, str | os.PathLike):
+            if not Path(folder).is_dir():
+                raise ValueError(f"cache_dir must be a folder that exists, got {os.fspath(folder)!r}")
+        elif folder is not None and folder is not False:
+            raise TypeError(f"cache_dir must be a path, None or False, got {type(folder).__name__}")
         self._folder = folder or None
         self._parts: list[NDArray[np.uint32]] = []
         self._ends: list[NDArray[np.uint64]] = []

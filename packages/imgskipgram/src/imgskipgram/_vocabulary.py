@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,13 +21,29 @@ TrimRule = Callable[[str, int, int], int]
 
 @dataclass(frozen=True)
 class Trim:
-    """What decides whether a word is kept, as in gensim: `trim_rule(word, count, min_count)` before `min_count`."""
+    """What decides whether a word is kept, as in gensim: `trim_rule(word, count, min_count)` before `min_count`.
+
+    `max_vocab_size` bounds the words counted at a time: their counts are those of gensim. Their numbers are kept, so
+    that occurrences before a word was forgotten are trained if it is kept in the end.
+
+    Raises:
+        ValueError: a number below 0 (`min_count`) or 1.
+        TypeError: no integer, or a rule that cannot be called.
+    """
 
     min_count: int = 5
     max_vocab_size: int | None = None
     max_final_vocab: int | None = None
     trim_rule: TrimRule | None = None
     sorted_vocab: bool = True
+
+    def __post_init__(self) -> None:
+        _check_integer("min_count", self.min_count, 0)
+        for name in ("max_vocab_size", "max_final_vocab"):
+            if (value := getattr(self, name)) is not None:
+                _check_integer(name, value, 1)
+        if self.trim_rule is not None and not callable(self.trim_rule):
+            raise TypeError(f"trim_rule must be callable or None, got {type(self.trim_rule).__name__}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,8 +131,10 @@ def choose(found: Counts, trim: Trim, known: Vocabulary | None = None) -> tuple[
         if trim.sorted_vocab:
             kept = kept[np.argsort(counts.max() - found.counts[kept], kind="stable")]
         vocabulary = Vocabulary([found.words[i] for i in kept], found.counts[kept], found.raw, found.sentences)
-    else:
-        vocabulary = _grown(known, found, kept)
+        numbers = np.full(len(found.words), ABSENT)
+        numbers[kept] = np.arange(kept.size)
+        return vocabulary, numbers
+    vocabulary = _grown(known, found, kept)
     return vocabulary, _numbers(found.words, vocabulary)
 
 
@@ -125,6 +144,13 @@ def stays(rule: TrimRule, word: str, count: int, least: int) -> bool:
 
     answer = rule(word, count, least)
     return answer == RULE_KEEP or (answer != RULE_DISCARD and count >= least)
+
+
+def _check_integer(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be a {'positive' if least else 'non-negative'} integer, got {value}")
 
 
 def _grown(known: Vocabulary, found: Counts, kept: NDArray[np.intp]) -> Vocabulary:

@@ -51,8 +51,8 @@ nb::list words_of(nb::handle sentence, uint64_t number) {
 template <class Each>
 void for_each_word(nb::handle sentence, uint64_t number, Each each) {
   const nb::list words = words_of(sentence, number);
-  for (size_t i = 0; i < words.size(); ++i) {
-    const nb::handle word = words[i];
+  for (Py_ssize_t i = 0; i < PyList_Size(words.ptr()); ++i) {
+    const nb::handle word = PyList_GetItem(words.ptr(), i);
     if (!nb::isinstance<nb::str>(word)) refuse(number, name_of_type(word) + " as word " + std::to_string(i));
     each(word);
   }
@@ -86,7 +86,13 @@ class Reader {
 
   void add(const nb::list& sentences) {
     for (nb::handle sentence : sentences) {
-      for_each_word(sentence, sentences_, [this](nb::handle word) { encoder_.word(utf8(word)); });
+      try {
+        for_each_word(sentence, sentences_, [this](nb::handle word) { encoder_.word(utf8(word)); });
+      } catch (const nb::python_error& error) {
+        if (!error.matches(PyExc_UnicodeEncodeError)) throw;
+        throw nb::value_error(
+            ("sentence " + std::to_string(sentences_) + " must be Unicode text, got a surrogate alone").c_str());
+      }
       encoder_.end_sentence();
       ++sentences_;
     }

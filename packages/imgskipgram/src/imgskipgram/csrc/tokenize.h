@@ -1,8 +1,10 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -50,6 +52,21 @@ inline Code decode(const char* p) {
   return overlong || surrogate || value > 0x10ffff ? Code{0, 0} : Code{value, length};
 }
 
+// The first byte from p on that may be no letter, or one less than eight before the end.
+inline const char* skip_letters(const char* p, const char* end) {
+  if constexpr (std::endian::native == std::endian::little) {
+    constexpr uint64_t kOnes = 0x0101010101010101;
+    for (; end - p >= 8; p += 8) {
+      uint64_t bytes;
+      std::memcpy(&bytes, p, 8);
+      // Bit 7 of each byte below 0x21 (up to the first, which is all that counts) or above 0x7f.
+      const uint64_t others = ((bytes - 0x21 * kOnes) | bytes) & 0x80 * kOnes;
+      if (others != 0) return p + std::countr_zero(others) / 8;
+    }
+  }
+  return p;
+}
+
 // Blocks of a file may end anywhere: what follows the last ASCII white space waits for the next block.
 class Tokenizer {
  public:
@@ -95,6 +112,7 @@ class Tokenizer {
       const char* const start = p;
       Code code{0, 1};  // of the character that ends the word
       for (;; p += code.length) {
+        p = skip_letters(p, end);
         while (kind(*p) == Byte::letter) ++p;
         if (kind(*p) != Byte::wide) break;
         code = decode(p);

@@ -16,15 +16,15 @@ class Lexicon {
  public:
   static constexpr uint32_t kNone = ~uint32_t{0};
 
-  uint32_t find(std::string_view word) const { return slots_[place(word, hash(word))].id; }
+  uint32_t find(std::string_view word) const { return slots_[place(word, key_of(word))].id; }
 
   uint32_t add(std::string_view word) {
-    const uint64_t h = hash(word);
-    Slot& slot = slots_[place(word, h)];
+    const Key key = key_of(word);
+    Slot& slot = slots_[place(word, key)];
     if (slot.id != kNone) return slot.id;
     if (size() == kNone) throw std::length_error("a corpus may have 4,294,967,295 different words");
     const auto id = static_cast<uint32_t>(size());
-    slot = {h, id};
+    slot = {key, id};
     text_.append(word);
     starts_.push_back(text_.size());
     if (2 * size() > slots_.size()) grow();
@@ -38,10 +38,23 @@ class Lexicon {
   }
 
  private:
+  static constexpr size_t kShort = 16;
+
+  // A word of up to kShort bytes whole (its ends, which overlap): most are found without a look at their text.
+  struct Key {
+    uint64_t begin = 0, end = 0;
+    uint32_t length = 0;
+
+    bool operator==(const Key&) const = default;
+    uint64_t hash() const { return mix(begin ^ kFirst, end ^ length * kThird ^ kSecond); }
+  };
+
   struct Slot {
-    uint64_t hash = 0;
+    Key key;
     uint32_t id = kNone;
   };
+
+  static constexpr uint64_t kFirst = 0x9e3779b97f4a7c15, kSecond = 0xd1b54a32d192ed03, kThird = 0x8cb92ba72f3d8dd7;
 
   template <class T>
   static uint64_t load(const char* p) {
@@ -55,25 +68,29 @@ class Lexicon {
     return static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
   }
 
-  static uint64_t hash(std::string_view word) {
-    constexpr uint64_t kFirst = 0x9e3779b97f4a7c15, kSecond = 0xd1b54a32d192ed03;
+  static Key key_of(std::string_view word) {
     const char* p = word.data();
     const size_t n = word.size();
-    uint64_t h = n ^ kFirst;
-    if (n >= 8) {
+    const auto length = static_cast<uint32_t>(std::min<size_t>(n, UINT32_MAX));
+    if (n > kShort) {
+      uint64_t h = kThird;
       for (size_t i = 0; i + 8 < n; i += 8) h = mix(h ^ load<uint64_t>(p + i), kSecond);
-      return mix(h ^ load<uint64_t>(p + n - 8), kFirst);
+      return {h, load<uint64_t>(p + n - 8), length};
     }
-    if (n >= 4) return mix(h ^ (load<uint32_t>(p) << 32 | load<uint32_t>(p + n - 4)), kSecond);
-    if (n == 0) return h;
-    return mix(h ^ (load<uint8_t>(p) << 16 | load<uint8_t>(p + n / 2) << 8 | load<uint8_t>(p + n - 1)), kSecond);
+    if (n >= 8) return {load<uint64_t>(p), load<uint64_t>(p + n - 8), length};
+    if (n >= 4) return {load<uint32_t>(p), load<uint32_t>(p + n - 4), length};
+    if (n == 0) return {};
+    return {load<uint8_t>(p) | load<uint8_t>(p + n / 2) << 8 | load<uint8_t>(p + n - 1) << 16, 0, length};
   }
 
-  size_t place(std::string_view word, uint64_t h) const {
+  size_t place(std::string_view word, const Key& key) const {
     const size_t mask = slots_.size() - 1;
-    size_t i = h & mask;
-    while (slots_[i].id != kNone && !(slots_[i].hash == h && (*this)[slots_[i].id] == word)) i = (i + 1) & mask;
-    return i;
+    size_t i = key.hash() & mask;
+    for (;; i = (i + 1) & mask) {
+      const Slot& slot = slots_[i];
+      if (slot.id == kNone) return i;
+      if (slot.key == key && (word.size() <= kShort || (*this)[slot.id] == word)) return i;
+    }
   }
 
   void grow() {
@@ -82,7 +99,7 @@ class Lexicon {
     const size_t mask = slots_.size() - 1;
     for (const Slot& slot : old) {
       if (slot.id == kNone) continue;
-      size_t i = slot.hash & mask;
+      size_t i = slot.key.hash() & mask;
       while (slots_[i].id != kNone) i = (i + 1) & mask;
       slots_[i] = slot;
     }
@@ -141,7 +158,11 @@ class Encoder {
   // The numbers since the last call, and where sentences ended, counted in numbers from the beginning of the corpus.
   std::pair<std::vector<uint32_t>, std::vector<uint64_t>> take() {
     taken_ += ids_.size();
-    return {std::exchange(ids_, {}), std::exchange(ends_, {})};
+    std::pair taken(std::move(ids_), std::move(ends_));
+    ids_ = {};
+    ends_ = {};
+    ids_.reserve(taken.first.size());  // the next block has about as many
+    return taken;
   }
 
   const Lexicon& lexicon() const { return lexicon_; }
