@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -89,3 +90,10 @@ def _histograms(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
     bins = ((np.arctan2(down, right) / np.pi + 1) * 12).astype(int) % 24
     shapes = np.bincount(bins.ravel(), weights=steep.ravel(), minlength=24) / steep.sum()
     return np.concatenate([3 * np.sqrt(colours), shapes]).astype(np.float32)
+
+
+def encoded(colour: str, kind: str = "PNG", size: tuple[int, int] = (40, 30), **options: Any) -> bytes:
+    """A file of one colour."""
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, kind, **options)
+    return buffer.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .bank import ImageBank
+from .explanation import Explanation
 
-__all__ = ["ImageBank"]
+__all__ = ["Explanation", "ImageBank"]
 __version__ = "1.0.0"

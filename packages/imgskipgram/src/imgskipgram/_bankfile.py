@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,17 @@ if TYPE_CHECKING:
 
 _FORMAT, _VERSION = "imgskipgram.bank", 1
 _NO_THUMBNAIL = -1
+_DAMAGE = (  # what zipfile, NumPy and json raise for files that others made
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def write(path: str | os.PathLike[str], bank: ImageBank) -> None:
@@ -32,7 +44,7 @@ def write(path: str | os.PathLike[str], bank: ImageBank) -> None:
     with replacing(path) as file:
         np.savez(
             file,
-            header=np.frombuffer(json.dumps(header, ensure_ascii=False).encode(), np.uint8),
+            header=np.frombuffer(json.dumps(header).encode(), np.uint8),
             features=bank.features,
             thumbnails=np.frombuffer(b"".join(data or b"" for data in bank.thumbnails), np.uint8),
             thumbnail_sizes=np.array(sizes, np.int64),
@@ -48,7 +60,7 @@ def read(path: str | os.PathLike[str]) -> ImageBank:
                     name: _array(archive, name) for name in ("header", "features", "thumbnails", "thumbnail_sizes")
                 }
             return _bank(arrays)
-        except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        except _DAMAGE as error:
             raise ValueError(f"{path}: not a bank of images that can be read: {_reason(error)}") from error
 
 

@@ -90,7 +90,7 @@ def coco(
     """See `ImageBank.from_coco`."""
     if words not in {"categories", "captions"}:
         raise ValueError(f'words must be "categories" or "captions", got {words!r}')
-    data = annotations if hasattr(annotations, "keys") else json.loads(Path(annotations).read_bytes())
+    data = annotations if hasattr(annotations, "keys") else _json(annotations)
     files = {_at(image, "id"): _inside(image_root, _at(image, "file_name")) for image in _at(data, "images")}
     shown: dict[Any, list[Any]] = {image: [] for image in files}
     for annotation in _at(data, "annotations"):
@@ -149,6 +149,13 @@ def huggingface(
         collector.add(opened(source, f"row {row}"), str(row), labels)
     collector.words = [[*w, *c] for w, c in zip(collector.words, _chosen(captions), strict=True)]
     return collector.bank("dataset")
+
+
+def _json(path: Any) -> Any:
+    try:
+        return json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"annotations must be JSON, got {path}: {error}") from error
 
 
 def _chosen(captions: Sequence[Sequence[str]]) -> list[list[str]]:

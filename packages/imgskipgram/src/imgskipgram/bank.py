@@ -263,7 +263,7 @@ def _features(features: ArrayLike) -> NDArray[np.float32]:
 
 
 def _labels(entry: str | Iterable[str], row: int) -> tuple[str, ...]:
-    labels = (entry,) if isinstance(entry, str) else tuple(entry)
+    labels = (entry,) if isinstance(entry, str) or not hasattr(entry, "__iter__") else tuple(entry)
     for word in labels:
         if not isinstance(word, str):
             raise TypeError(f"words must be strings, got {type(word).__name__} in row {row}")
