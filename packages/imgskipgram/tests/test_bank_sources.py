@@ -242,5 +242,7 @@ def test_a_name_of_torchvision_gives_what_comes_before_the_classifier(
 
 def test_a_missing_package_is_named_with_its_extra(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ImportError, match=r"backbone 'timm:resnet18' needs timm: .*imgskipgram\[images\]"):
+    with pytest.raises(
+        ImportError, match=r"backbone 'timm:resnet18' needs timm: pip install timm 'imgskipgram\[images\]"
+    ):
         ImageBank.from_folder(folders, "timm:resnet18")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,8 +82,9 @@ def _beheaded(torch: Any, network: Any, name: str) -> Any:
 
 
 def _timm(name: str) -> Callable[[list[Image]], Any]:
-    timm = need("timm", "images", f"backbone 'timm:{name}'")
-    torch = need("torch", "images", f"backbone 'timm:{name}'")
+    if find_spec("timm") is None:
+        raise ImportError(f"backbone 'timm:{name}' needs timm: pip install timm 'imgskipgram[images]'", name="timm")
+    torch, timm = import_module("torch"), import_module("timm")
     network = timm.create_model(name, pretrained=True, num_classes=0)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network), is_training=False)
     return _module(torch, network, transform)
