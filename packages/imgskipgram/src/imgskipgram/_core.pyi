@@ -1,9 +1,15 @@
 import os
 from collections.abc import Callable
-from typing import Any, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+U8: TypeAlias = NDArray[np.uint8]
+U32: TypeAlias = NDArray[np.uint32]
+U64: TypeAlias = NDArray[np.uint64]
+F32: TypeAlias = NDArray[np.float32]
+F64: TypeAlias = NDArray[np.float64]
 
 # core.cpp
 
@@ -38,3 +44,63 @@ def encode(
     sentences: list[Any], index: dict[str, int], first: int = 0
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint64], int]: ...
 def renumber(ids: NDArray[np.uint32], ends: NDArray[np.uint64], numbers: NDArray[np.uint32]) -> int: ...
+
+# bind_engine.cpp
+
+def instruction_sets() -> list[str]: ...
+def aligned(rows: int, columns: int) -> F32: ...
+def alias_build(p: F64) -> tuple[U32, U32]: ...
+def draws(
+    ids: U32,
+    keep: U32,
+    threshold: U32,
+    alias: U32,
+    image_ptr: U64,
+    image_ids: U32,
+    images: int,
+    *,
+    window: int,
+    negative: int,
+    shrink_windows: bool,
+    negatives: str,
+    image_negative: int,
+    seed: int,
+    epoch: int,
+    sentence: int,
+) -> tuple[U32, U32, U32, U32]: ...
+def tile(
+    x: NDArray[Any], y: NDArray[Any], labels: NDArray[Any], alpha: float, isa: str
+) -> tuple[NDArray[Any], NDArray[Any], float]: ...
+def train_epoch(
+    ids: U32,
+    offsets: U64,
+    keep: U32,
+    threshold: U32,
+    alias: U32,
+    v: F32,
+    u: F32,
+    lockf: F32,
+    image_ptr: U64,
+    image_ids: U32,
+    z: F32,
+    stop: U8,
+    *,
+    window: int,
+    negative: int,
+    shrink_windows: bool,
+    negatives: str,
+    objective: str,
+    image_weight: float,
+    image_negative: int,
+    images_trained: bool,
+    alpha: float,
+    min_alpha: float,
+    done: int,
+    total: int,
+    seed: int,
+    epoch: int,
+    first_sentence: int,
+    loss: str,
+    workers: int,
+    isa: str,
+) -> tuple[float, float, int, int, int, int]: ...

@@ -3,6 +3,7 @@
 namespace nb = nanobind;
 
 void bind_corpus(nb::module_& m);
+void bind_engine(nb::module_& m);
 
 namespace {
 
@@ -21,4 +22,5 @@ const char* vectors() {
 NB_MODULE(_core, m) {
   m.def("vectors", vectors);
   bind_corpus(m);
+  bind_engine(m);
 }

@@ -1,0 +1,156 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "alias.h"
+#include "philox.h"
+
+// The samples of a sentence: which words stay, how wide their windows are, their negatives and their images.
+namespace sgns {
+
+inline constexpr uint32_t kNone = 0xffffffffu;  // a negative or an image that was dropped
+inline constexpr int kTries = 8;
+inline constexpr uint32_t kGroup = 8;  // centres that share negatives
+inline constexpr uint32_t kImageStream = 0x80000000u;
+
+enum class Sharing { center, batch, pair };
+
+struct Images {
+  const uint64_t* first;  // [V + 1]
+  const uint32_t* ids;    // ascending within a word
+  uint32_t size;          // of the bank
+  uint32_t negative;
+
+  // Words that no image, or every image, shows have no image term.
+  bool grounded(uint32_t word) const {
+    const uint64_t own = size ? first[word + 1] - first[word] : 0;
+    return own && own < size;
+  }
+};
+
+// The words of a sentence that sub-sampling kept.
+struct Kept {
+  std::vector<uint32_t> position, word, window;
+
+  uint32_t size() const { return uint32_t(word.size()); }
+  uint32_t left(uint32_t i) const { return i > window[i] ? i - window[i] : 0; }
+  uint32_t right(uint32_t i) const { return std::min(size(), i + window[i] + 1); }  // one past the last
+  uint32_t contexts(uint32_t i) const { return right(i) - left(i) - 1; }
+};
+
+struct Sampler {
+  uint64_t seed;
+  uint32_t epoch;
+  const uint32_t* keep;
+  AliasTable noise;
+  Images images;
+  uint32_t window, negative;
+  bool shrink;
+  Sharing sharing;
+
+  void select(const uint32_t* ids, uint32_t n, uint64_t sentence, Kept& kept) const {
+    kept.position.clear(), kept.word.clear(), kept.window.clear();
+    uint32_t position[kLanes], stream[kLanes] = {}, r[4][kLanes];
+    for (uint32_t start = 0; start < n; start += kLanes) {
+      for (uint32_t i = 0; i < kLanes; ++i) position[i] = start + i;
+      philox16(seed, counter(sentence, epoch), position, stream, r);
+      for (uint32_t i = 0; i < std::min<uint32_t>(kLanes, n - start); ++i) {
+        const uint32_t word = ids[start + i];
+        if (keep[word] != kAlways && r[0][i] >= keep[word]) continue;
+        kept.position.push_back(start + i);
+        kept.word.push_back(word);
+        kept.window.push_back(shrink ? 1 + uint32_t(uint64_t(r[1][i]) * window >> 32) : window);
+      }
+    }
+  }
+
+  // Rows of `negative` words for the centres [first, last): one row a centre, or with "pair" one a context.
+  void negatives(const Kept& kept, uint64_t sentence, uint32_t first, uint32_t last, std::vector<uint32_t>& out) const {
+    Requests requests{*this, counter(sentence, epoch), out};
+    out.clear();
+    for (uint32_t i = first; i < last; ++i) {
+      if (sharing == Sharing::pair) {
+        for (uint32_t slot = 0; slot < kept.contexts(i); ++slot) {
+          requests.row(kept.position[i], kept.word[i], (1 + slot) << 16);
+        }
+      } else if (sharing == Sharing::center) {
+        requests.row(kept.position[i], kept.word[i], 0);
+      } else {
+        requests.row(kept.position[i - i % kGroup], kept.word[i], 0);
+      }
+    }
+    requests.flush();
+    if (sharing == Sharing::batch) drop_targets(kept, first, last, out);
+  }
+
+  // The own image and the others of one grounded centre: 1 + images.negative indices.
+  void image(uint32_t position, uint32_t word, uint64_t sentence, uint32_t* out) const {
+    const Counter middle = counter(sentence, epoch);
+    const uint32_t* begin = images.ids + images.first[word];
+    const uint32_t* end = images.ids + images.first[word + 1];
+    out[0] = begin[uint64_t(philox(seed, middle, position, kImageStream)[0]) * uint64_t(end - begin) >> 32];
+    for (uint32_t k = 0; k < images.negative; ++k) {
+      out[1 + k] = kNone;
+      for (uint32_t j = k; j < kTries * images.negative; j += images.negative) {
+        const uint32_t r = philox(seed, middle, position, kImageStream + 1 + j / 2)[j % 2 * 2];
+        const uint32_t image = uint32_t(uint64_t(r) * images.size >> 32);
+        if (std::binary_search(begin, end, image)) continue;
+        out[1 + k] = image;
+        break;
+      }
+    }
+  }
+
+ private:
+  // Random words are made for sixteen requests at once, whatever centre they belong to.
+  struct Requests {
+    const Sampler& sampler;
+    Counter middle;
+    std::vector<uint32_t>& out;
+    uint32_t n = 0;
+    uint32_t position[kLanes], stream[kLanes], target[kLanes], count[kLanes];
+
+    void row(uint32_t at, uint32_t word, uint32_t offset) {
+      for (uint32_t k = 0; k < sampler.negative; k += 2) {
+        position[n] = at, stream[n] = offset + 1 + k / 2, target[n] = word;
+        count[n] = std::min<uint32_t>(2, sampler.negative - k);
+        if (++n == kLanes) flush();
+      }
+    }
+
+    void flush() {
+      if (!n) return;
+      for (uint32_t i = n; i < kLanes; ++i) position[i] = stream[i] = 0;
+      uint32_t r[4][kLanes];
+      philox16(sampler.seed, middle, position, stream, r);
+      for (uint32_t i = 0; i < n; ++i) {
+        for (uint32_t h = 0; h < count[i]; ++h) {
+          const uint32_t word = sampler.noise.draw(r[2 * h][i], r[2 * h + 1][i]);
+          out.push_back(word == target[i] && sampler.sharing != Sharing::batch ? again(i, h) : word);
+        }
+      }
+      n = 0;
+    }
+
+    uint32_t again(uint32_t i, uint32_t half) const {
+      const uint32_t offset = stream[i] >> 16 << 16, k = 2 * (stream[i] - offset - 1) + half;
+      for (uint32_t j = k + sampler.negative; j < kTries * sampler.negative; j += sampler.negative) {
+        const auto r = philox(sampler.seed, middle, position[i], offset + 1 + j / 2);
+        const uint32_t word = sampler.noise.draw(r[j % 2 * 2], r[j % 2 * 2 + 1]);
+        if (word != target[i]) return word;
+      }
+      return kNone;
+    }
+  };
+
+  void drop_targets(const Kept& kept, uint32_t first, uint32_t last, std::vector<uint32_t>& out) const {
+    for (uint32_t i = first; i < last; ++i) {
+      uint32_t* row = out.data() + size_t(i - first) * negative;
+      std::replace(row, row + negative, kept.word[i], kNone);
+    }
+  }
+};
+
+}  // namespace sgns

@@ -1,0 +1,19 @@
+#pragma once
+
+#ifdef SGNS_X86
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v3")
+namespace sgns::avx2 {
+
+inline constexpr int kBytes = 32;
+inline __attribute__((always_inline)) __m256 multiply_add(__m256 a, __m256 b, __m256 c) {
+  return _mm256_fmadd_ps(a, b, c);
+}
+inline __attribute__((always_inline)) __m256d multiply_add(__m256d a, __m256d b, __m256d c) {
+  return _mm256_fmadd_pd(a, b, c);
+}
+#include "tile_body.h"
+
+}  // namespace sgns::avx2
+#pragma GCC pop_options
+#endif

@@ -1,0 +1,19 @@
+#pragma once
+
+#ifdef SGNS_X86
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
+namespace sgns::avx512 {
+
+inline constexpr int kBytes = 64;
+inline __attribute__((always_inline)) __m512 multiply_add(__m512 a, __m512 b, __m512 c) {
+  return _mm512_fmadd_ps(a, b, c);
+}
+inline __attribute__((always_inline)) __m512d multiply_add(__m512d a, __m512d b, __m512d c) {
+  return _mm512_fmadd_pd(a, b, c);
+}
+#include "tile_body.h"
+
+}  // namespace sgns::avx512
+#pragma GCC pop_options
+#endif

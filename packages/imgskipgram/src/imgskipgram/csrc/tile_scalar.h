@@ -1,0 +1,13 @@
+#pragma once
+
+// Sixteen bytes: what every machine has.
+namespace sgns::scalar {
+
+inline constexpr int kBytes = 16;
+template <class V>
+inline __attribute__((always_inline)) V multiply_add(V a, V b, V c) {
+  return a * b + c;
+}
+#include "tile_body.h"
+
+}  // namespace sgns::scalar
