@@ -36,9 +36,10 @@ def train(s, ids, offsets, v, u, z, *, isa=SETS[0], workers=1, objective="nce", 
     lock = np.linspace(0.5, 1, V).astype(np.float32)
     return _core.train_epoch(
         ids, offsets, keep, threshold, alias, v, u, lock, first, images, z, np.zeros(1, np.uint8),
+        np.zeros(1, np.uint64),
         window=s.window, negative=s.negative, shrink_windows=s.shrink_windows, negatives=s.negatives,
         objective=objective, image_weight=0.7, image_negative=s.image_negative, images_trained=trained,
-        alpha=0.05, min_alpha=0.05, done=0, total=len(ids), seed=s.seed, epoch=s.epoch, first_sentence=5,
+        alpha=0.05, min_alpha=0.05, done=0, first_token=0, total=len(ids), seed=s.seed, epoch=s.epoch, first_sentence=5,
         loss="exact", workers=workers, isa=isa,
     )  # fmt: skip
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import _core
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -98,6 +100,10 @@ class Vocabulary:
         ratio = sample * self.total / self.counts.astype(np.float64)
         share = (np.sqrt(1 / ratio) + 1) * ratio
         return np.minimum(np.floor(share * 2.0**32), 2.0**32 - 1).astype(np.uint32)
+
+    def noise(self, exponent: float) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """The alias table, threshold and alias, of negatives that are drawn in proportion to count ** exponent."""
+        return _core.alias_build(self.counts.astype(np.float64) ** exponent)
 
 
 def choose(found: Counts, trim: Trim, known: Vocabulary | None = None) -> tuple[Vocabulary, NDArray[np.uint32]]:

@@ -103,11 +103,12 @@ nb::tuple tile(Matrix<const T> x, Matrix<const T> y, Array<const T> labels, doub
 nb::tuple train_epoch(Array<const uint32_t> ids, Array<const uint64_t> offsets, Array<const uint32_t> keep,
                       Array<const uint32_t> threshold, Array<const uint32_t> alias, Matrix<float> v, Matrix<float> u,
                       Array<const float> lockf, Array<const uint64_t> image_ptr, Array<const uint32_t> image_ids,
-                      Matrix<float> z, Array<uint8_t> stop, uint32_t window, uint32_t negative, bool shrink_windows,
-                      const std::string& negatives, const std::string& objective, double image_weight,
-                      uint32_t image_negative, bool images_trained, double alpha, double min_alpha, uint64_t done,
-                      uint64_t total, uint64_t seed, uint32_t epoch, uint64_t first_sentence, const std::string& loss,
-                      int workers, const std::string& isa) {
+                      Matrix<float> z, Array<uint8_t> stop, Array<uint64_t> progress, uint32_t window,
+                      uint32_t negative, bool shrink_windows, const std::string& negatives,
+                      const std::string& objective, double image_weight, uint32_t image_negative, bool images_trained,
+                      double alpha, double min_alpha, uint64_t done, uint64_t first_token, uint64_t total,
+                      uint64_t seed, uint32_t epoch, uint64_t first_sentence, const std::string& loss, int workers,
+                      const std::string& isa) {
   const auto askew = [](const float* p) { return reinterpret_cast<uintptr_t>(p) % 64 != 0; };
   if (v.shape(1) % sgns::kBlock || v.shape(0) != u.shape(0) || v.shape(1) != u.shape(1) || z.shape(1) != v.shape(1) ||
       askew(v.data()) || askew(u.data())) {
@@ -138,12 +139,14 @@ nb::tuple train_epoch(Array<const uint32_t> ids, Array<const uint64_t> offsets, 
                                        alpha,
                                        min_alpha,
                                        done,
+                                       first_token,
                                        total,
                                        loss == "exact"     ? sgns::LossKind::exact
                                        : loss == "sampled" ? sgns::LossKind::sampled
                                                            : sgns::LossKind::none,
                                        sgns::choose<float, false>(isa),
-                                       stop.data()};
+                                       stop.data(),
+                                       progress.data()};
   sgns::Totals t;
   {
     const nb::gil_scoped_release released;
@@ -170,8 +173,8 @@ void bind_engine(nb::module_& m) {
   m.def("tile", tile<double>, "x"_a.noconvert(), "y"_a.noconvert(), "labels"_a.noconvert(), "alpha"_a, "isa"_a);
   m.def("train_epoch", train_epoch, "ids"_a.noconvert(), "offsets"_a.noconvert(), "keep"_a.noconvert(),
         "threshold"_a.noconvert(), "alias"_a.noconvert(), "v"_a.noconvert(), "u"_a.noconvert(), "lockf"_a.noconvert(),
-        "image_ptr"_a.noconvert(), "image_ids"_a.noconvert(), "z"_a.noconvert(), "stop"_a.noconvert(), nb::kw_only(),
-        "window"_a, "negative"_a, "shrink_windows"_a, "negatives"_a, "objective"_a, "image_weight"_a,
-        "image_negative"_a, "images_trained"_a, "alpha"_a, "min_alpha"_a, "done"_a, "total"_a, "seed"_a, "epoch"_a,
-        "first_sentence"_a, "loss"_a, "workers"_a, "isa"_a);
+        "image_ptr"_a.noconvert(), "image_ids"_a.noconvert(), "z"_a.noconvert(), "stop"_a.noconvert(),
+        "progress"_a.noconvert(), nb::kw_only(), "window"_a, "negative"_a, "shrink_windows"_a, "negatives"_a,
+        "objective"_a, "image_weight"_a, "image_negative"_a, "images_trained"_a, "alpha"_a, "min_alpha"_a, "done"_a,
+        "first_token"_a, "total"_a, "seed"_a, "epoch"_a, "first_sentence"_a, "loss"_a, "workers"_a, "isa"_a);
 }

@@ -68,7 +68,7 @@ struct Sampler {
 
   // Rows of `negative` words for the centres [first, last): one row a centre, or with "pair" one a context.
   void negatives(const Kept& kept, uint64_t sentence, uint32_t first, uint32_t last, std::vector<uint32_t>& out) const {
-    Requests requests{*this, counter(sentence, epoch), out};
+    Requests requests(*this, counter(sentence, epoch), out);
     out.clear();
     for (uint32_t i = first; i < last; ++i) {
       if (sharing == Sharing::pair) {
@@ -111,6 +111,8 @@ struct Sampler {
     std::vector<uint32_t>& out;
     uint32_t n = 0;
     uint32_t position[kLanes], stream[kLanes], target[kLanes], count[kLanes];
+
+    Requests(const Sampler& s, Counter m, std::vector<uint32_t>& o) : sampler(s), middle(m), out(o) {}
 
     void row(uint32_t at, uint32_t word, uint32_t offset) {
       for (uint32_t k = 0; k < sampler.negative; k += 2) {

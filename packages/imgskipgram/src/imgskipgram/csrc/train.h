@@ -47,13 +47,14 @@ struct Training {
   T image_weight;
   bool images_trained;
   double alpha, min_alpha;
-  uint64_t done, total;
+  uint64_t done, first_token, total;  // tokens of earlier epochs, of this one before ids, of all epochs
   LossKind loss;
   Step<T> step;
   uint8_t* stop;
+  uint64_t* progress;  // tokens that are done
 
   T rate(uint64_t token) const {
-    const double before = double(done + token / kRateBlock * kRateBlock);
+    const double before = double(done + (first_token + token) / kRateBlock * kRateBlock);
     return T(std::max(min_alpha, alpha - (alpha - min_alpha) * before / double(total)));
   }
   T locked(uint32_t word) const { return lock[one_lock ? 0 : word]; }
@@ -215,6 +216,7 @@ Totals train_epoch(const Training<T>& t, int workers) {
         end = next = uint64_t(to - t.offsets);
       }
       for (uint64_t s = begin; s < end; ++s) worker.sentence(s);
+      std::atomic_ref<uint64_t>(*t.progress).fetch_add(t.offsets[end] - t.offsets[begin], std::memory_order_relaxed);
     }
     const std::lock_guard lock(mutex);
     all.add(worker.totals());
