@@ -1,47 +1,12 @@
 """The compiled kernels against the definition, with every instruction set at hand."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from toys import D, M, V, arrays, samples, start, train
 
 from imgskipgram import _core, _reference
 
-V, M, D = 40, 9, 7
 SETS = _core.instruction_sets()
-
-
-def samples(negatives="center", **changes):
-    rng = np.random.default_rng(3)
-    threshold, alias = _core.alias_build(rng.random(V) ** 4)
-    keep = np.where(rng.random(V) < 0.5, 2**32 - 1, rng.integers(2**30, 2**32, V)).astype(np.uint32)
-    images = [sorted(rng.choice(M, w % 3, replace=False).tolist()) if w % 2 else [] for w in range(V)]
-    made = _reference.Samples(keep, threshold, alias, images, M, 3, 5, 4, True, negatives, seed=2**40 + 7, epoch=2)
-    return replace(made, **changes)
-
-
-def arrays(s):
-    first = np.cumsum([0, *map(len, s.images)]).astype(np.uint64)
-    return s.keep, s.threshold, s.alias, first, np.array([i for own in s.images for i in own], np.uint32)
-
-
-def start(rows, rng):
-    out = _core.aligned(rows, D)
-    out[:, :D] = rng.normal(size=(rows, D)) / 2
-    return out
-
-
-def train(s, ids, offsets, v, u, z, *, isa=SETS[0], workers=1, objective="nce", trained=False):
-    keep, threshold, alias, first, images = arrays(s)
-    lock = np.linspace(0.5, 1, V).astype(np.float32)
-    return _core.train_epoch(
-        ids, offsets, keep, threshold, alias, v, u, lock, first, images, z, np.zeros(1, np.uint8),
-        np.zeros(1, np.uint64),
-        window=s.window, negative=s.negative, shrink_windows=s.shrink_windows, negatives=s.negatives,
-        objective=objective, image_weight=0.7, image_negative=s.image_negative, images_trained=trained,
-        alpha=0.05, min_alpha=0.05, done=0, first_token=0, total=len(ids), seed=s.seed, epoch=s.epoch, first_sentence=5,
-        loss="exact", workers=workers, isa=isa,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("negatives", ["center", "batch", "pair"])

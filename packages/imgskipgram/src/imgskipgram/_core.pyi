@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 U8: TypeAlias = NDArray[np.uint8]
 U32: TypeAlias = NDArray[np.uint32]
 U64: TypeAlias = NDArray[np.uint64]
-F32: TypeAlias = NDArray[np.float32]
 F64: TypeAlias = NDArray[np.float64]
 
 # core.cpp
@@ -48,7 +47,7 @@ def renumber(ids: NDArray[np.uint32], ends: NDArray[np.uint64], numbers: NDArray
 # bind_engine.cpp
 
 def instruction_sets() -> list[str]: ...
-def aligned(rows: int, columns: int) -> F32: ...
+def aligned(rows: int, columns: int, dtype: str = "float32") -> NDArray[Any]: ...
 def alias_build(p: F64) -> tuple[U32, U32]: ...
 def draws(
     ids: U32,
@@ -77,12 +76,12 @@ def train_epoch(
     keep: U32,
     threshold: U32,
     alias: U32,
-    v: F32,
-    u: F32,
-    lockf: F32,
+    v: NDArray[Any],
+    u: NDArray[Any],
+    lockf: NDArray[Any],
     image_ptr: U64,
     image_ids: U32,
-    z: F32,
+    z: NDArray[Any],
     stop: U8,
     progress: U64,
     *,

@@ -26,8 +26,13 @@ nb::object matrix(size_t rows, size_t columns, const T* from) {
   return nb::cast(nb::ndarray<nb::numpy, T, nb::ndim<2>>(raw, {rows, columns}, owner));
 }
 
-nb::object aligned(size_t rows, size_t columns) {
-  return matrix<float>(rows, (columns + sgns::kBlock - 1) / sgns::kBlock * sgns::kBlock, nullptr);
+// Zeros; "bfloat16" are the upper halves of float32 numbers.
+nb::object aligned(size_t rows, size_t columns, const std::string& dtype) {
+  columns = (columns + sgns::kBlock - 1) / sgns::kBlock * sgns::kBlock;
+  if (dtype == "float32") return matrix<float>(rows, columns, nullptr);
+  if (dtype == "float64") return matrix<double>(rows, columns, nullptr);
+  if (dtype == "bfloat16") return matrix<uint16_t>(rows, columns, nullptr);
+  throw std::invalid_argument("dtype must be float32, float64 or bfloat16, got " + dtype);
 }
 
 nb::tuple alias_build(Array<const double> p) {
@@ -100,53 +105,53 @@ nb::tuple tile(Matrix<const T> x, Matrix<const T> y, Array<const T> labels, doub
 }
 
 // Arguments have been checked in Python, but for what would crash.
+template <class T>
 nb::tuple train_epoch(Array<const uint32_t> ids, Array<const uint64_t> offsets, Array<const uint32_t> keep,
-                      Array<const uint32_t> threshold, Array<const uint32_t> alias, Matrix<float> v, Matrix<float> u,
-                      Array<const float> lockf, Array<const uint64_t> image_ptr, Array<const uint32_t> image_ids,
-                      Matrix<float> z, Array<uint8_t> stop, Array<uint64_t> progress, uint32_t window,
-                      uint32_t negative, bool shrink_windows, const std::string& negatives,
-                      const std::string& objective, double image_weight, uint32_t image_negative, bool images_trained,
-                      double alpha, double min_alpha, uint64_t done, uint64_t first_token, uint64_t total,
-                      uint64_t seed, uint32_t epoch, uint64_t first_sentence, const std::string& loss, int workers,
-                      const std::string& isa) {
-  const auto askew = [](const float* p) { return reinterpret_cast<uintptr_t>(p) % 64 != 0; };
+                      Array<const uint32_t> threshold, Array<const uint32_t> alias, Matrix<T> v, Matrix<T> u,
+                      Array<const T> lockf, Array<const uint64_t> image_ptr, Array<const uint32_t> image_ids,
+                      Matrix<T> z, Array<uint8_t> stop, Array<uint64_t> progress, uint32_t window, uint32_t negative,
+                      bool shrink_windows, const std::string& negatives, const std::string& objective,
+                      double image_weight, uint32_t image_negative, bool images_trained, double alpha, double min_alpha,
+                      uint64_t done, uint64_t first_token, uint64_t total, uint64_t seed, uint32_t epoch,
+                      uint64_t first_sentence, const std::string& loss, int workers, const std::string& isa) {
+  const auto askew = [](const T* p) { return reinterpret_cast<uintptr_t>(p) % 64 != 0; };
   if (v.shape(1) % sgns::kBlock || v.shape(0) != u.shape(0) || v.shape(1) != u.shape(1) || z.shape(1) != v.shape(1) ||
       askew(v.data()) || askew(u.data())) {
     throw std::invalid_argument("v, u and z must have rows of the same multiple of 16; v and u must be aligned");
   }
-  const sgns::Training<float> training{ids.data(),
-                                       offsets.data(),
-                                       offsets.shape(0) - 1,
-                                       first_sentence,
-                                       {seed,
-                                        epoch,
-                                        keep.data(),
-                                        {threshold.data(), alias.data(), uint32_t(threshold.shape(0))},
-                                        {image_ptr.data(), image_ids.data(), uint32_t(z.shape(0)), image_negative},
-                                        window,
-                                        negative,
-                                        shrink_windows,
-                                        sharing(negatives)},
-                                       v.data(),
-                                       u.data(),
-                                       z.data(),
-                                       lockf.data(),
-                                       lockf.shape(0) == 1,
-                                       int(v.shape(1)),
-                                       objective_of(objective),
-                                       float(image_weight),
-                                       images_trained,
-                                       alpha,
-                                       min_alpha,
-                                       done,
-                                       first_token,
-                                       total,
-                                       loss == "exact"     ? sgns::LossKind::exact
-                                       : loss == "sampled" ? sgns::LossKind::sampled
-                                                           : sgns::LossKind::none,
-                                       sgns::choose<float, false>(isa),
-                                       stop.data(),
-                                       progress.data()};
+  const sgns::Training<T> training{ids.data(),
+                                   offsets.data(),
+                                   offsets.shape(0) - 1,
+                                   first_sentence,
+                                   {seed,
+                                    epoch,
+                                    keep.data(),
+                                    {threshold.data(), alias.data(), uint32_t(threshold.shape(0))},
+                                    {image_ptr.data(), image_ids.data(), uint32_t(z.shape(0)), image_negative},
+                                    window,
+                                    negative,
+                                    shrink_windows,
+                                    sharing(negatives)},
+                                   v.data(),
+                                   u.data(),
+                                   z.data(),
+                                   lockf.data(),
+                                   lockf.shape(0) == 1,
+                                   int(v.shape(1)),
+                                   objective_of(objective),
+                                   T(image_weight),
+                                   images_trained,
+                                   alpha,
+                                   min_alpha,
+                                   done,
+                                   first_token,
+                                   total,
+                                   loss == "exact"     ? sgns::LossKind::exact
+                                   : loss == "sampled" ? sgns::LossKind::sampled
+                                                       : sgns::LossKind::none,
+                                   sgns::choose<T, false>(isa),
+                                   stop.data(),
+                                   progress.data()};
   sgns::Totals t;
   {
     const nb::gil_scoped_release released;
@@ -164,17 +169,21 @@ nb::tuple train_epoch(Array<const uint32_t> ids, Array<const uint64_t> offsets, 
 
 void bind_engine(nb::module_& m) {
   m.def("instruction_sets", sgns::instruction_sets);
-  m.def("aligned", aligned, "rows"_a, "columns"_a);
+  m.def("aligned", aligned, "rows"_a, "columns"_a, "dtype"_a = "float32");
   m.def("alias_build", alias_build, "p"_a.noconvert());
   m.def("draws", draws, "ids"_a.noconvert(), "keep"_a.noconvert(), "threshold"_a.noconvert(), "alias"_a.noconvert(),
         "image_ptr"_a.noconvert(), "image_ids"_a.noconvert(), "images"_a, nb::kw_only(), "window"_a, "negative"_a,
         "shrink_windows"_a, "negatives"_a, "image_negative"_a, "seed"_a, "epoch"_a, "sentence"_a);
   m.def("tile", tile<float>, "x"_a.noconvert(), "y"_a.noconvert(), "labels"_a.noconvert(), "alpha"_a, "isa"_a);
   m.def("tile", tile<double>, "x"_a.noconvert(), "y"_a.noconvert(), "labels"_a.noconvert(), "alpha"_a, "isa"_a);
-  m.def("train_epoch", train_epoch, "ids"_a.noconvert(), "offsets"_a.noconvert(), "keep"_a.noconvert(),
-        "threshold"_a.noconvert(), "alias"_a.noconvert(), "v"_a.noconvert(), "u"_a.noconvert(), "lockf"_a.noconvert(),
-        "image_ptr"_a.noconvert(), "image_ids"_a.noconvert(), "z"_a.noconvert(), "stop"_a.noconvert(),
-        "progress"_a.noconvert(), nb::kw_only(), "window"_a, "negative"_a, "shrink_windows"_a, "negatives"_a,
-        "objective"_a, "image_weight"_a, "image_negative"_a, "images_trained"_a, "alpha"_a, "min_alpha"_a, "done"_a,
-        "first_token"_a, "total"_a, "seed"_a, "epoch"_a, "first_sentence"_a, "loss"_a, "workers"_a, "isa"_a);
+  const auto train = [&m](auto* function) {
+    m.def("train_epoch", function, "ids"_a.noconvert(), "offsets"_a.noconvert(), "keep"_a.noconvert(),
+          "threshold"_a.noconvert(), "alias"_a.noconvert(), "v"_a.noconvert(), "u"_a.noconvert(), "lockf"_a.noconvert(),
+          "image_ptr"_a.noconvert(), "image_ids"_a.noconvert(), "z"_a.noconvert(), "stop"_a.noconvert(),
+          "progress"_a.noconvert(), nb::kw_only(), "window"_a, "negative"_a, "shrink_windows"_a, "negatives"_a,
+          "objective"_a, "image_weight"_a, "image_negative"_a, "images_trained"_a, "alpha"_a, "min_alpha"_a, "done"_a,
+          "first_token"_a, "total"_a, "seed"_a, "epoch"_a, "first_sentence"_a, "loss"_a, "workers"_a, "isa"_a);
+  };
+  train(train_epoch<float>);
+  train(train_epoch<double>);
 }
