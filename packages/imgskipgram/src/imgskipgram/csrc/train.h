@@ -60,11 +60,36 @@ struct Training {
   T locked(uint32_t word) const { return lock[one_lock ? 0 : word]; }
 };
 
+// Where a worker finds its rows: those that all workers share.
 template <class T>
+class SharedRows {
+ public:
+  explicit SharedRows(const Training<T>& training) : t_(training) {}
+
+  T* input(const Kept& kept, uint32_t i) { return row(t_.v, kept.word[i]); }
+  T* output(uint32_t word) { return row(t_.u, word); }
+  T* image(uint32_t i) { return row(t_.z, i); }
+  void expect_input(uint32_t word) const { prefetch(row(t_.v, word)); }
+  void expect_output(uint32_t word) const { prefetch(row(t_.u, word)); }
+
+ private:
+  T* row(T* matrix, uint32_t i) const { return matrix + size_t(i) * size_t(t_.columns); }
+  void prefetch(const T* row) const {
+    for (int c = 0; c < t_.columns; c += 64 / int(sizeof(T))) __builtin_prefetch(row + c);
+  }
+
+  const Training<T>& t_;
+};
+
+template <class T, class Rows = SharedRows<T>>
 class Worker {
  public:
   explicit Worker(const Training<T>& training)
-      : t_(training), zeros_(size_t(t_.columns)), scratch_(size_t(t_.columns)), outputs_(zeros_.data()) {}
+      : t_(training),
+        rows_(training),
+        zeros_(size_t(t_.columns)),
+        scratch_(size_t(t_.columns)),
+        outputs_(zeros_.data()) {}
 
   const Totals& totals() {
     totals_.text_loss = loss_.sum();
@@ -75,47 +100,46 @@ class Worker {
     const uint64_t begin = t_.offsets[s], number = t_.first_sentence + s;
     const uint32_t n = uint32_t(t_.offsets[s + 1] - begin);
     totals_.raw += n;
-    t_.sampler.select(t_.ids + begin, n, number, kept_);
-    totals_.words += kept_.size();
-    for (uint32_t first = 0; first < kept_.size(); first += kLanes) {
-      const uint32_t last = std::min(kept_.size(), first + kLanes);
-      t_.sampler.negatives(kept_, number, first, last, negatives_);
+    t_.sampler.select(t_.ids + begin, n, number, selected_);
+    centres(selected_, number, begin, 0, selected_.size());
+  }
+
+  // The centres [first, last) of a sentence that begins at token `begin`; first is a multiple of kLanes.
+  void centres(const Kept& kept, uint64_t number, uint64_t begin, uint32_t first, uint32_t last) {
+    totals_.words += last - first;
+    for (; first < last; first += kLanes) {
+      const uint32_t end = std::min(last, first + kLanes);
+      t_.sampler.negatives(kept, number, first, end, negatives_);
       next_ = negatives_.data();
-      prefetch(first);
-      for (uint32_t i = first; i < last; ++i) {
+      prefetch(kept, first);
+      for (uint32_t i = first; i < end; ++i) {
         const uint32_t* own = next_;
-        next_ += t_.sampler.negative * (t_.sampler.sharing == Sharing::pair ? kept_.contexts(i) : 1);
-        if (i + 1 < last) prefetch(i + 1);
-        const uint64_t token = begin + kept_.position[i];
+        next_ += t_.sampler.negative * (t_.sampler.sharing == Sharing::pair ? kept.contexts(i) : 1);
+        if (i + 1 < end) prefetch(kept, i + 1);
+        const uint64_t token = begin + kept.position[i];
         const T alpha = t_.rate(token);
         const bool measured = t_.loss == LossKind::exact || (t_.loss == LossKind::sampled && token % kSampledLoss == 0);
-        if (t_.image_weight > 0 && t_.sampler.images.grounded(kept_.word[i])) image(i, number, alpha, measured);
-        text(i, own, alpha, measured);
+        if (t_.image_weight > 0 && t_.sampler.images.grounded(kept.word[i])) image(kept, i, number, alpha, measured);
+        text(kept, i, own, alpha, measured);
       }
     }
   }
 
  private:
-  T* row(T* matrix, uint32_t i) const { return matrix + size_t(i) * size_t(t_.columns); }
-
-  void prefetch_row(const T* row) const {
-    for (int c = 0; c < t_.columns; c += 64 / int(sizeof(T))) __builtin_prefetch(row + c);
-  }
-
   // Outputs of centre i (of its first context with "pair"), and the word that comes into the window.
-  void prefetch(uint32_t i) const {
-    prefetch_row(row(t_.u, kept_.word[i]));
+  void prefetch(const Kept& kept, uint32_t i) const {
+    rows_.expect_output(kept.word[i]);
     for (uint32_t k = 0; k < t_.sampler.negative && next_ + k < negatives_.data() + negatives_.size(); ++k) {
-      if (next_[k] != kNone) prefetch_row(row(t_.u, next_[k]));
+      if (next_[k] != kNone) rows_.expect_output(next_[k]);
     }
     const uint32_t ahead = i + t_.sampler.window;
-    if (ahead < kept_.size()) prefetch_row(row(t_.v, kept_.word[ahead]));
+    if (ahead < kept.size()) rows_.expect_input(kept.word[ahead]);
   }
 
-  void image(uint32_t i, uint64_t number, T alpha, bool measured) {
-    const uint32_t word = kept_.word[i], n = t_.sampler.images.negative;
+  void image(const Kept& kept, uint32_t i, uint64_t number, T alpha, bool measured) {
+    const uint32_t word = kept.word[i], n = t_.sampler.images.negative;
     drawn_.resize(1 + n);
-    t_.sampler.image(kept_.position[i], word, number, drawn_.data());
+    t_.sampler.image(kept.position[i], word, number, drawn_.data());
     distinct_.clear(), z_.clear(), weight_.clear();
     for (const uint32_t k : drawn_) {
       if (k == kNone) continue;
@@ -123,11 +147,11 @@ class Worker {
       if (at < distinct_.size()) {
         weight_[at] += 1;
       } else {
-        distinct_.push_back(k), z_.push_back(row(t_.z, k)), weight_.push_back(1);
+        distinct_.push_back(k), z_.push_back(rows_.image(k)), weight_.push_back(1);
       }
     }
     a_.resize(z_.size()), c_.resize(z_.size());
-    const double loss = image_step(ImageTerm<T>{row(t_.v, word), t_.locked(word), z_.data(), weight_.data(),
+    const double loss = image_step(ImageTerm<T>{rows_.input(kept, i), t_.locked(word), z_.data(), weight_.data(),
                                                 int(z_.size()), alpha * t_.image_weight, t_.columns, t_.objective,
                                                 t_.images_trained, a_.data(), c_.data(), scratch_.data()});
     std::fill(scratch_.data(), scratch_.data() + t_.columns, T(0));
@@ -135,22 +159,22 @@ class Worker {
     if (measured) totals_.image_loss += loss, ++totals_.image_measured;
   }
 
-  void text(uint32_t i, const uint32_t* negatives, T alpha, bool measured) {
-    const uint32_t contexts = kept_.contexts(i), K = t_.sampler.negative;
+  void text(const Kept& kept, uint32_t i, const uint32_t* negatives, T alpha, bool measured) {
+    const uint32_t contexts = kept.contexts(i), K = t_.sampler.negative;
     if (!contexts) return;
     x_.clear(), locks_.clear();
-    for (uint32_t j = kept_.left(i); j < kept_.right(i); ++j) {
+    for (uint32_t j = kept.left(i); j < kept.right(i); ++j) {
       if (j == i) continue;
-      x_.push_back(row(t_.v, kept_.word[j]));
-      locks_.push_back(t_.locked(kept_.word[j]));
+      x_.push_back(rows_.input(kept, j));
+      locks_.push_back(t_.locked(kept.word[j]));
     }
     if (t_.sampler.sharing == Sharing::pair) {
       for (uint32_t slot = 0; slot < contexts; ++slot) {
-        gather(kept_.word[i], negatives + size_t(slot) * K);
+        gather(kept.word[i], negatives + size_t(slot) * K);
         run(slot, 1, alpha, measured);
       }
     } else {
-      gather(kept_.word[i], negatives);
+      gather(kept.word[i], negatives);
       run(0, int(contexts), alpha, measured);
     }
     totals_.text_pairs += contexts;
@@ -174,7 +198,7 @@ class Worker {
   }
 
   void add(uint32_t word, T label) {
-    T* u = row(t_.u, word);
+    T* u = rows_.output(word);
     outputs_.add(u, u, label);
     distinct_.push_back(word);
   }
@@ -186,9 +210,10 @@ class Worker {
   }
 
   const Training<T>& t_;
+  Rows rows_;
   Aligned<T> zeros_, scratch_;
   OutputList<T> outputs_;
-  Kept kept_;
+  Kept selected_;
   std::vector<uint32_t> negatives_, drawn_, distinct_;
   const uint32_t* next_ = nullptr;
   std::vector<T*> x_, z_;
