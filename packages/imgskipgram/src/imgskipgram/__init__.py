@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .bank import ImageBank
 from .explanation import Explanation
+from .model import ImageSkipGram
 
-__all__ = ["Explanation", "ImageBank"]
+__all__ = ["Explanation", "ImageBank", "ImageSkipGram"]
 __version__ = "1.0.0"
