@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,10 @@ from .bank import ImageBank
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterable, Iterator, Mapping
 
 _FORMAT, _VERSION = "imgskipgram.bank", 1
+NAMES = ("header", "features", "thumbnails", "thumbnail_sizes")  # of its arrays
 _NO_THUMBNAIL = -1
 _DAMAGE = (  # what zipfile, NumPy and json raise for files that others made
     ValueError,
@@ -32,7 +35,13 @@ _DAMAGE = (  # what zipfile, NumPy and json raise for files that others made
 
 
 def write(path: str | os.PathLike[str], bank: ImageBank) -> None:
-    """Write a bank: `header` (JSON), `features`, and the thumbnails' bytes one after another with their lengths."""
+    """Write a bank, in its arrays."""
+    with replacing(path) as file:
+        np.savez(file, **arrays_of(bank))
+
+
+def arrays_of(bank: ImageBank) -> dict[str, Any]:
+    """`header` (JSON), `features`, and the thumbnails' bytes one after another with their lengths."""
     header = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -41,27 +50,38 @@ def write(path: str | os.PathLike[str], bank: ImageBank) -> None:
         "report": bank.report_,
     }
     sizes = [_NO_THUMBNAIL if data is None else len(data) for data in bank.thumbnails]
-    with replacing(path) as file:
-        np.savez(
-            file,
-            header=np.frombuffer(json.dumps(header).encode(), np.uint8),
-            features=bank.features,
-            thumbnails=np.frombuffer(b"".join(data or b"" for data in bank.thumbnails), np.uint8),
-            thumbnail_sizes=np.array(sizes, np.int64),
-        )
+    return {
+        "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
+        "features": bank.features,
+        "thumbnails": np.frombuffer(b"".join(data or b"" for data in bank.thumbnails), np.uint8),
+        "thumbnail_sizes": np.array(sizes, np.int64),
+    }
 
 
 def read(path: str | os.PathLike[str]) -> ImageBank:
     """Read a bank, or say in a ValueError why the file is none."""
+    with reading(path, "a bank of images"):
+        return bank_of(unpacked(path, NAMES))
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Whatever a damaged file raises becomes a ValueError with its path and the reason."""
+    try:
+        yield
+    except _DAMAGE as error:
+        raise ValueError(f"{path}: not {what} that can be read: {_reason(error)}") from error
+
+
+def unpacked(path: str | os.PathLike[str], names: Iterable[str] | None = None) -> dict[str, Any]:
+    """Arrays of an .npz, by default all; none is unpickled."""
     with Path(path).open("rb") as file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                arrays = {
-                    name: _array(archive, name) for name in ("header", "features", "thumbnails", "thumbnail_sizes")
-                }
-            return _bank(arrays)
-        except _DAMAGE as error:
-            raise ValueError(f"{path}: not a bank of images that can be read: {_reason(error)}") from error
+        if file.read(1) == b"\x80":
+            raise ValueError("it looks like a pickle, which may run any code and is never loaded")
+        with zipfile.ZipFile(file) as archive:
+            if names is None:
+                names = [name.removesuffix(".npy") for name in archive.namelist()]
+            return {name: _array(archive, name) for name in names}
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> Any:
@@ -69,7 +89,8 @@ def _array(archive: zipfile.ZipFile, name: str) -> Any:
         return np.lib.format.read_array(member, allow_pickle=False)
 
 
-def _bank(arrays: dict[str, Any]) -> ImageBank:
+def bank_of(arrays: Mapping[str, Any]) -> ImageBank:
+    """The bank that has these arrays."""
     header = json.loads(arrays["header"].astype(np.uint8).tobytes())
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise ValueError(f"its header does not say {_FORMAT}")

@@ -25,32 +25,31 @@ class Grounding:
     """Of word w the images `images[start[w]:start[w + 1]]`.
 
     Raises:
-        ValueError: no label is in the vocabulary, or the bank has too few images to draw from.
-        TypeError: this is no bank.
+        ValueError: no label is in the vocabulary.
     """
 
     def __init__(self, bank: ImageBank, vocabulary: Vocabulary, options: Options) -> None:
-        from .bank import ImageBank
-
-        if not isinstance(bank, ImageBank):
-            raise TypeError(f"images must be an ImageBank or None, got {type(bank).__name__}")
         self.bank = bank
         self.start, self.images = bank.images_of(vocabulary.index)
         self.projection, self.columns = options.projection, options.vector_size
         self.trained = options.objective != "none" and options.image_weight > 0
+
+    def check(self, vocabulary: Vocabulary, negative: int) -> None:
+        """Raises ValueError if there are too few images to draw so many from; warns of words that all images show."""
         if not self.trained:
             return
-        if len(bank) <= options.image_negative:
+        count = len(self.bank)
+        if count <= negative:
             raise ValueError(
-                f"images must be more than image_negative={options.image_negative}, got {len(bank)}; lower it, or add "
-                "images"
+                f"images must be more than image_negative={negative}, got {count}; lower it, or add images"
             )
-        everywhere = np.flatnonzero(np.diff(self.start) == len(bank))
+        everywhere = np.flatnonzero(np.diff(self.start) == count)
         if everywhere.size:
-            word = vocabulary.words[everywhere[0]]
-            more = f" and {everywhere.size - 1} more" if everywhere.size > 1 else ""
+            more = f" and {everywhere.size - 1} other words" if everywhere.size > 1 else ""
             warnings.warn(
-                f"all images show {word!r}{more}: none is left to tell it from, its image term is skipped", stacklevel=4
+                f"all images show {vocabulary.words[everywhere[0]]!r}{more}: none is left to tell it from, so its "
+                "image term is skipped",
+                stacklevel=4,
             )
 
     @cached_property
@@ -75,7 +74,7 @@ class Grounding:
             vectors: of all words `[V, D]`.
             free: the images' vectors if they were trained.
         """
-        if self.projection == "shared":
+        if self.projection == "shared" or not self.trained:
             return self.shared.fit(vectors)
         words = vectors[np.diff(self.start) > 0]
         words = _unit(words[words.any(1)])

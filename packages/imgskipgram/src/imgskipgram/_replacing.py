@@ -15,12 +15,19 @@ if TYPE_CHECKING:
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A file to write beside the path, which takes its place at the end; after an exception the old one survives."""
+    with beside(path) as name, open(name, "wb") as file:
+        yield file
+
+
+@contextmanager
+def beside(path: str | os.PathLike[str]) -> Iterator[str]:
+    """As `replacing`, the name of the file, which ends as the path does, for what opens files by their names."""
     target = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
+    os.close(handle)
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
+        yield name
+        with open(name, "rb") as file:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)

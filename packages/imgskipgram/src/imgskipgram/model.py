@@ -2,63 +2,103 @@
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ._engine import check_device
-from ._grounding import Grounding
 from ._options import LOSSES, Options, check_choice, check_integer, check_rates
-from ._rows import copied, edited, exported, fresh, zeros
+from ._state import OPTIONS, State, begun, check_images, holding
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Sequence
     from typing import Literal
 
-    from gensim.models import KeyedVectors
+    import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
     from ._corpus import Corpus, Tokens
-    from ._training import Plan
-    from ._vocabulary import TrimRule, Vocabulary
+    from ._vocabulary import TrimRule
     from .bank import ImageBank
     from .explanation import Explanation
 
 __all__ = ["ImageSkipGram"]
 
-_OPTIONS = frozenset(Options.__dataclass_fields__)
-_OF_ROWS = ("vector_size", "dtype")  # options that rows that are there have
 
+class ImageSkipGram(State):
+    """Skip-gram with negative sampling, and with images in the same space that explain its vectors.
 
-class ImageSkipGram:
-    """Word vectors, and the images that explain them.
+    The centre word w of a window is the target, each word c around it the input:
+
+        L = -log s(u_w . v_c) - sum_k log s(-u_nk . v_c) + image_weight * L_image(w),  P(n) ~ count(n)^ns_exponent,
+
+    s the logistic function. With z_i the vector of one image of w, drawn at random, and z_k those of `image_negative`
+    images of others, L_image is, by `objective`,
+
+        "nce"      -log s(v_w . z_i) - sum_k log s(-v_w . z_k): an image is one more context;
+        "margin"   sum_k max(0, 0.5 - cos(v_w, z_i) + cos(v_w, z_k));
+        "infonce"  the cross-entropy of softmax(cos(v_w, z) / 0.07) for the own image;
+        "none"     0: text alone; images are still placed among the words, afterwards, so that they explain.
+
+    Every option is an attribute too and may be set, as `model.workers = 4`.
+
+    Args:
+        vector_size: D, numbers in a vector (default 100, gensim's).
+        window: words on each side at most (default 5, gensim's); each centre draws a width from 1 to this.
+        min_count: rarer words are left out (default 5, gensim's).
+        negative: K, words drawn as negatives (default 5, gensim's).
+        sample: t; a word with count c of N is kept with probability min(1, (sqrt(c / tN) + 1) tN / c) (default 1e-3,
+            gensim's); 0 keeps all.
+        alpha, min_alpha: the learning rate falls in a line from one to the other (default 0.025, 1e-4, gensim's).
+        epochs: passes over the corpus (default 5, gensim's).
+        workers: threads; by default as many as the process may use cores. Samples and rates do not depend on them.
+        seed: of all that is drawn, 0 to 2^64 - 1.
+        ns_exponent: see above (default 0.75, word2vec's).
+        objective: see above.
+        image_weight: of the image term (default 1); 0 is "none".
+        image_negative: images drawn as negatives (default 5, as `negative`).
+        projection: where images lie. "shared": where words say, by what similar pictures show, so that images are no
+            parameters; not before a fifth of the training. "fixed": their principal components. "free": parameters that
+            begin there, which shows what goes wrong: they leave the words in a cone.
+        negatives: K negatives for all contexts of a centre, "center" (default); for each pair, "pair", as in word2vec;
+            for eight centres, "batch".
+        deterministic: the same bits for any number of workers; costs time, which it says in the README how much.
+        dtype: "float32"; "float64" for tests; "bfloat16" halves the memory of rows, which are rounded at random.
+        device: "cpu" or "cuda".
+        callbacks: objects with some of gensim's on_train_begin, on_epoch_begin, on_epoch_end, on_train_end, which are
+            called with the model.
+        shrink_windows: False takes all of `window`.
+        max_vocab_size, max_final_vocab, trim_rule, sorted_vocab: as gensim's.
+
+    Attributes:
+        wv: gensim's `KeyedVectors` with the input vectors v in float32, as of the last epoch; each epoch makes a new
+            one. The next `train` begins with what is changed in `wv.vectors`; updates of a word are multiplied by
+            `wv.vectors_lockf`, of length 1 or one for each word, so that 0 freezes it.
+        losses_: of every epoch `{"text", "image", "text_pairs", "image_pairs"}`: means per pair, and the pairs.
+
+    Raises:
+        ValueError: an argument has a value that it cannot have.
+        TypeError: or one of another type.
+        ImportError: `device="cuda"` without torch and Triton: `pip install 'imgskipgram[gpu]'`.
+        RuntimeError: `device="cuda"` without a GPU.
 
     Example:
-        >>> from imgskipgram import ImageSkipGram
-        >>> model = ImageSkipGram(vector_size=16, min_count=1, workers=1).fit(["the dog barks", "the cat purrs"])
+        >>> from imgskipgram import ImageBank, ImageSkipGram
+        >>> text = ["the dog barks", "the cat purrs", "a dog bites", "a cat bites"] * 50
+        >>> bank = ImageBank.from_features([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]], ["dog", "dog", "cat", "cat"])
+        >>> model = ImageSkipGram(vector_size=8, min_count=1, image_negative=2, workers=1).fit(text, bank)
         >>> model
-        ImageSkipGram(5 words, 16 dimensions, 5 epochs)
-        >>> model.wv["dog"].shape
-        (16,)
-    """
+        ImageSkipGram(7 words, 8 dimensions, 5 epochs, 4 images)
+        >>> model.wv["dog"].shape, model.image_vectors.shape
+        ((8,), (4, 8))
+        >>> sorted(image for image, _, _ in model.explain("dog", topn=2).images)
+        [0, 1]
 
-    wv: KeyedVectors
-    losses_: list[dict[str, float]]
-    _options: Options
-    _vocabulary: Vocabulary | None
-    _tokens: Tokens | None  # of the last training
-    _v: NDArray[Any]
-    _u: NDArray[Any]
-    _epochs: int  # that the model ever had
-    _plan: Plan | None  # of a training that is not finished
-    _bank: ImageBank | None
-    _grounding: Grounding | None
-    _free: NDArray[Any] | None  # images' vectors as parameters
-    _mu: NDArray[np.float32] | None  # with _z None until they are asked for
-    _z: NDArray[np.float32] | None
+    Reference:
+        Mikolov et al., "Distributed Representations of Words and Phrases and their Compositionality", NIPS 2013;
+        R. Luo, "Exploration on Grounded Word Embedding", arXiv:1809.02765, 2018, from whose abstract the image term
+        is reconstructed.
+    """
 
     def __init__(
         self,
@@ -89,41 +129,42 @@ class ImageSkipGram:
         trim_rule: TrimRule | None = None,
         sorted_vocab: bool = True,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name in _OPTIONS}
+        """See the class."""
+        given = {name: value for name, value in locals().items() if name in OPTIONS}
         options = Options(**given)
         check_device(options.device)
-        self._clear(options)
-
-    def _clear(self, options: Options) -> None:
-        vars(self).update(_options=options, **_begun(options, None))
-
-    def __getattr__(self, name: str) -> Any:
-        if name in _OPTIONS:
-            return getattr(self._options, name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _OPTIONS:
-            return super().__setattr__(name, value)
-        options = Options(**{**self._options.arguments(), name: value})
-        if name in _OF_ROWS and self._vocabulary is not None and getattr(options, name) != getattr(self, name):
-            raise ValueError(f"{name} must stay {getattr(self, name)!r} once there is a vocabulary, got {value!r}")
-        check_device(options.device)
-        return super().__setattr__("_options", options)
+        vars(self).update(begun(options, None))
 
     def build_vocab(self, corpus: Corpus, *, update: bool = False, text_column: str = "text") -> None:
-        """Count the words of a corpus and give each its first vector; with `update` only to those that are new."""
+        """Count the words of a corpus, and give each that is kept its first vector.
+
+        Args:
+            corpus: a path (plain, .gz, .bz2 or .xz; a sentence per line), or an iterable of lists of words, of strings,
+                which are split at white space, or of rows that hold one of these, such as a Hugging Face data set.
+            update: add to the vocabulary that there is; its words keep their vectors and numbers, and their counts
+                grow. By default everything begins anew.
+            text_column: where rows have their text (default "text").
+
+        Raises:
+            FileNotFoundError: no file at this path.
+            ValueError: no word is kept, text that is no UTF-8, a column that is missing.
+            TypeError: something that is no sentence.
+            RuntimeError: `update` without a vocabulary.
+
+        Example:
+            >>> from imgskipgram import ImageSkipGram
+            >>> model = ImageSkipGram(min_count=1)
+            >>> model.build_vocab(["the dog barks", "the cat purrs"])
+            >>> model.wv.index_to_key, model.corpus_total_words
+            (['the', 'dog', 'barks', 'cat', 'purrs'], 6)
+        """
         from ._corpus import read
 
-        if update:
-            self._known()
-        vocabulary, _ = read(
-            corpus, self._options.trim, known=self._vocabulary if update else None, text_column=text_column
-        )
-        if update:
-            vars(self).update(self._grown(vocabulary))
-        else:
-            vars(self).update(_begun(self._options, vocabulary))
+        known = self._known() if update else None
+        if known is not None:
+            self._rows()
+        vocabulary, _ = read(corpus, self._options.trim, known=known, text_column=text_column)
+        vars(self).update(begun(self._options, vocabulary) if known is None else self._grown(vocabulary))
 
     def train(
         self,
@@ -137,15 +178,43 @@ class ImageSkipGram:
         text_column: str = "text",
         progress: bool = False,
     ) -> tuple[int, int]:
-        """Train on, or go on with a training that was broken off; count the words trained and those read."""
+        """Train the vectors that there are on a corpus, which is read once.
+
+        A training that was broken off, by an exception or Ctrl-C, left the model as it was after the last epoch that
+        was finished. Unless epochs or rates are given, this call goes on with it, even after `save` and `load`; with
+        `deterministic` or one worker the vectors will have the bits that they would have had.
+
+        Args:
+            corpus: as in `build_vocab`; words outside the vocabulary are left out.
+            images: a bank; by default the model's, if it has one.
+            epochs, start_alpha, end_alpha: by default the model's `epochs`, `alpha` and `min_alpha`.
+            compute_loss: "exact"; "sampled", from one centre in 16; "none".
+            text_column: as in `build_vocab`.
+            progress: show a bar.
+
+        Returns:
+            Words that were trained, after sub-sampling, and all words that were read, over the epochs.
+
+        Raises:
+            RuntimeError: there is no vocabulary.
+            ValueError: an argument, the corpus or the bank does not fit; the model is as before.
+            FloatingPointError: vectors are not finite after an epoch, as `alpha` is too large; the model is as before.
+
+        Example:
+            >>> from imgskipgram import ImageSkipGram
+            >>> model = ImageSkipGram(min_count=1, sample=0, workers=1)
+            >>> model.build_vocab(["the dog barks", "the cat purrs"])
+            >>> model.train(["a dog barks"], epochs=2)
+            (4, 6)
+        """
         from ._corpus import encode
         from ._training import Plan
 
-        vocabulary = self._known()
-        options = self._options
+        options, vocabulary = self._options, self._known()
+        check_images(images)
         check_choice("compute_loss", compute_loss, LOSSES)
-        if epochs is not None:
-            epochs = check_integer("epochs", epochs, 1, 2**16)
+        anew = not (epochs is start_alpha is end_alpha is None)
+        epochs = options.epochs if epochs is None else check_integer("epochs", epochs, 1, 2**16)
         start = options.alpha if start_alpha is None else start_alpha
         end = options.min_alpha if end_alpha is None else end_alpha
         check_rates("start_alpha", start, "end_alpha", end)
@@ -154,16 +223,16 @@ class ImageSkipGram:
         tokens = encode(corpus, vocabulary, text_column=text_column)
         count = len(tokens.ids)
         if not count:
-            raise ValueError(f"the corpus must have words of the vocabulary, got {tokens.raw} tokens without any")
+            raise ValueError(f"the corpus must have words of the vocabulary, got none among {tokens.raw} tokens")
         plan = self._plan
-        if plan is None or not (epochs is start_alpha is end_alpha is None):
-            plan = Plan(options.epochs if epochs is None else epochs, count, start, end)
+        if anew or plan is None:
+            plan = Plan(epochs, count, start, end)
         elif plan.tokens != count:
             raise ValueError(
-                f"corpus must be that of the training which was broken off, with {plan.tokens} tokens, got {count}; to "
-                "start another one give epochs"
+                f"corpus must be that of the training which was broken off, with {plan.tokens} words, got {count}; "
+                "give epochs to begin another"
             )
-        return self._run(dict(vars(self)), tokens, lambda: (tokens,), grounding, plan, compute_loss, progress)
+        return self._run(dict(vars(self)), tokens, partial(iter, (tokens,)), grounding, plan, compute_loss, progress)
 
     def fit(
         self,
@@ -174,221 +243,167 @@ class ImageSkipGram:
         cache_dir: str | os.PathLike[str] | Literal[False] | None = None,
         progress: bool = False,
     ) -> ImageSkipGram:
-        """Start anew: find the vocabulary of a corpus, which is read once, and train."""
+        """Find the vocabulary of a corpus and train on it, in one reading, from the beginning.
+
+        Args:
+            corpus: as in `build_vocab`; an iterator, which can be read only once, will do.
+            images: a bank (default: none, text alone).
+            text_column: as in `build_vocab`.
+            cache_dir: the corpus stays in memory as numbers, 4 bytes a word; where it has more than 1 GiB, in a file in
+                this folder (default: the system's for temporary files). False keeps nothing and reads the corpus again
+                for each epoch.
+            progress: show a bar.
+
+        Returns:
+            The model.
+
+        Raises:
+            FileNotFoundError, ValueError, TypeError: as `build_vocab`, for a bank too; the model is as before.
+            FloatingPointError: as `train`; the model is as before.
+
+        Example:
+            >>> from imgskipgram import ImageSkipGram
+            >>> model = ImageSkipGram(vector_size=16, min_count=1, workers=1).fit(["the dog barks", "the cat purrs"])
+            >>> len(model.losses_)
+            5
+        """
         from ._corpus import read, stream
         from ._training import Plan
 
         options = self._options
+        check_images(images)
         vocabulary, tokens = read(corpus, options.trim, text_column=text_column, cache_dir=cache_dir)
         grounding = self._ground(images, vocabulary)
-        before = dict(vars(self))
         feed: Callable[[], Iterable[Tokens]]
         if tokens is None:
-            count = vocabulary.total
-            feed = partial(stream, corpus, vocabulary, text_column=text_column)
+            feed, count = partial(stream, corpus, vocabulary, text_column=text_column), vocabulary.total
         else:
-            count = len(tokens.ids)
-            feed = lambda: (tokens,)  # noqa: E731
+            feed, count = partial(iter, (tokens,)), len(tokens.ids)
+        before = dict(vars(self))
+        vars(self).update(begun(options, vocabulary))
         plan = Plan(options.epochs, count, options.alpha, options.min_alpha)
-        vars(self).update(_begun(options, vocabulary))
         self._run(before, tokens, feed, grounding, plan, "exact", progress)
         return self
-
-    def _run(
-        self,
-        before: dict[str, Any],
-        tokens: Tokens | None,
-        feed: Callable[[], Iterable[Tokens]],
-        grounding: Grounding | None,
-        plan: Plan,
-        loss: str,
-        progress: bool,
-    ) -> tuple[int, int]:
-        from ._training import run
-
-        kept = grounding is not None and self._bank is not None and _same(grounding.bank, self._bank)
-        vars(self).update(
-            _plan=plan,
-            _tokens=tokens,
-            _grounding=grounding,
-            _bank=None if grounding is None else grounding.bank,
-            _free=self._free if kept and self._options.projection == "free" else None,
-            _mu=None,
-            _z=None,
-        )
-        try:
-            counted = run(self, feed, grounding, plan, loss, progress)
-        except FloatingPointError:
-            vars(self).update(before)
-            raise
-        self._placed()
-        return counted
-
-    def _known(self) -> Vocabulary:
-        if self._vocabulary is None:
-            raise RuntimeError("there is no vocabulary yet: call build_vocab or fit first")
-        return self._vocabulary
-
-    def _ground(self, images: ImageBank | None, vocabulary: Vocabulary) -> Grounding | None:
-        return None if images is None else Grounding(images, vocabulary, self._options)
-
-    def _rows(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float32]]:
-        """v and u with what users changed in `wv`, and the factors that freeze words."""
-        words, columns = self._known().words, self._options.vector_size
-        vectors = np.asarray(self.wv.vectors)
-        if vectors.shape != (len(words), columns) or self.wv.index_to_key != words:
-            raise ValueError(
-                f"wv must keep the {len(words)} words of the vocabulary and {columns} columns, got vectors of shape "
-                f"{vectors.shape}"
-            )
-        if not np.isfinite(vectors).all():
-            row = int(np.isfinite(vectors).all(1).argmin())
-            raise ValueError(f"wv.vectors must be finite, got NaN or infinity for {words[row]!r}")
-        lockf = np.ascontiguousarray(self.wv.vectors_lockf, np.float32)
-        if lockf.shape not in ((1,), (len(words),)) or not np.isfinite(lockf).all():
-            raise ValueError(
-                f"wv.vectors_lockf must be finite and have length 1 or {len(words)}, got shape {lockf.shape}"
-            )
-        self._v = edited(self._v, vectors, self._options.dtype)
-        return self._v, self._u, lockf
-
-    def _advance(
-        self, v: NDArray[Any], u: NDArray[Any], free: NDArray[Any] | None, plan: Plan | None, losses: dict[str, float]
-    ) -> None:
-        """An epoch is finished: all of what it changed at once, as signals come between two statements."""
-        wv = copy.copy(self.wv)
-        wv.expandos = dict(wv.expandos)
-        wv.vectors = exported(v, self._options.vector_size)
-        wv.norms = None
-        vars(self).update(
-            _v=v,
-            _u=u,
-            wv=wv,
-            losses_=[*self.losses_, losses],
-            _epochs=self._epochs + 1,
-            _plan=plan,
-            _free=free,
-            _mu=None,
-            _z=None,
-        )
-
-    def _placed(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        """The mean of the grounded words and the images' vectors, found anew after vectors have changed."""
-        if self._bank is None:
-            return None
-        if self._mu is None or self._z is None:
-            vectors = exported(self._v, self._options.vector_size)
-            mu, z = self._grounded(self._bank).last(vectors, self._free)
-            vars(self).update(_mu=mu, _z=z)
-            return mu, z
-        return self._mu, self._z
-
-    def _grounded(self, bank: ImageBank) -> Grounding:
-        if self._grounding is None:
-            options = Options(**{**self._options.arguments(), "objective": "none"})
-            self._grounding = Grounding(bank, self._known(), options)
-        return self._grounding
-
-    def _explanation_parts(self) -> dict[str, Any]:
-        bank, placed, vocabulary = self._bank, self._placed(), self._known()
-        if bank is None or placed is None:
-            raise RuntimeError("there are no images to explain with: give a bank to fit or train")
-        return {
-            "vectors": self.wv.vectors,
-            "words": vocabulary.words,
-            "mu": placed[0],
-            "z": placed[1],
-            "ids": bank.ids,
-            "thumbnails": bank.thumbnails,
-            "grounded": self._grounded(bank).words(vocabulary),
-        }
 
     def explain(
         self, word_or_vector: str | ArrayLike, topn: int = 9, *, csls: bool = True, diversity: float = 0.0
     ) -> Explanation:
+        """The images nearest to a word or to any vector, and the words with images that lie between.
+
+            score_i = 2 cos(v^ - mu, z_i) - r_i,  v^ = v / |v|,
+
+        mu the mean of the unit vectors of words with images, r_i the mean cosine of image i to its 10 nearest among the
+        5,000 most frequent words, which sets images back that are near to everything. Labels have no part in it.
+
+        Args:
+            word_or_vector: a word of the vocabulary, or a vector `[D]`.
+            topn: images (default 9); more than there are gives all.
+            csls: False leaves r_i out.
+            diversity: 0 to 1 (default 0); how much images are to differ from each other.
+
+        Raises:
+            KeyError: the word is not in the vocabulary; the message has close spellings.
+            ValueError: the vector has another length or no direction, or topn is less than 1.
+            RuntimeError: the model has no images.
+
+        Example:
+            >>> from imgskipgram import ImageBank, ImageSkipGram
+            >>> bank = ImageBank.from_features([[1, 0], [0, 1]], ["dog", "cat"], ids=["rex", "tom"])
+            >>> model = ImageSkipGram(vector_size=8, min_count=1, image_negative=1, workers=1)
+            >>> model.fit(["the dog barks", "the cat purrs"], bank).explain("cat", topn=1).images[0][1]
+            'tom'
+        """
         from .explanation import explain, lookup
 
         parts = self._explanation_parts()
         vector, title = lookup(word_or_vector, self.wv.key_to_index, self.wv.vectors)
         return explain(vector, **parts, csls=csls, topn=topn, diversity=diversity, title=title)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model, its bank and the state of its training at exactly this path; if that fails, the old file
+        survives.
+
+        A path that ends in .safetensors gets this form, any other that of .npz. `callbacks` and `trim_rule` are code
+        and not saved.
+
+        Raises:
+            RuntimeError: there is no vocabulary.
+            OSError: it cannot be written.
+
+        Example:
+            >>> import os, tempfile
+            >>> from imgskipgram import ImageSkipGram
+            >>> model = ImageSkipGram(min_count=1, workers=1).fit(["the dog barks", "the cat purrs"])
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     model.save(os.path.join(folder, "model.npz"))
+            ...     ImageSkipGram.load(os.path.join(folder, "model.npz"))
+            ImageSkipGram(5 words, 100 dimensions, 5 epochs)
+        """
+        from ._files import write
+
+        write(path, self)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ImageSkipGram:
+        """Read what `save` wrote; nothing is unpickled. Training goes on from there.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no model, or damaged, or newer than this version; the message has the path and the reason.
+        """
+        from ._files import read
+
+        found = read(path)
+        lockf = found.pop("lockf")
+        model = cls.__new__(cls)
+        vars(model).update({**holding(*(found[name] for name in ("_options", "_vocabulary", "_v", "_u"))), **found})
+        model.wv.vectors_lockf = lockf
+        return model
+
+    def save_word2vec_format(self, path: str | os.PathLike[str], binary: bool = False) -> None:
+        """Write the vectors in word2vec's form, by falling count; .gz and .bz2 are compressed.
+
+        Args:
+            path: where; if it fails, the old file survives.
+            binary: word2vec's binary form.
+
+        Raises:
+            ValueError: a word has white space in it.
+            RuntimeError: there is no vocabulary.
+            OSError: it cannot be written.
+        """
+        from ._files import write_word2vec
+
+        write_word2vec(path, self, binary)
+
     @property
     def syn1neg(self) -> NDArray[Any]:
-        vectors: NDArray[Any] = self._u[:, : self._options.vector_size]
-        return vectors
+        """The output vectors u `[V, D]`."""
+        rows: NDArray[Any] = self._u[:, : self._options.vector_size]
+        return rows
 
     @property
     def image_vectors(self) -> NDArray[np.float32] | None:
+        """Of each image its unit vector in the space of words `[M, D]`; None without a bank."""
         placed = self._placed()
         return None if placed is None else placed[1]
 
     @property
     def bank(self) -> ImageBank | None:
+        """The images of the last training."""
         return self._bank
 
     @property
     def corpus_count(self) -> int:
+        """Sentences of the corpus that the vocabulary is from."""
         return 0 if self._vocabulary is None else self._vocabulary.sentences
 
     @property
     def corpus_total_words(self) -> int:
+        """Its words, those outside the vocabulary too."""
         return 0 if self._vocabulary is None else self._vocabulary.raw
-
-    def _grown(self, vocabulary: Vocabulary) -> dict[str, Any]:
-        """What a larger vocabulary changes: new words get rows, the others keep theirs."""
-        options = self._options
-        v, u, lockf = self._rows()
-        old, columns, dtype = len(v), options.vector_size, options.dtype
-        rows = fresh(old, len(vocabulary), columns, dtype, options.seed)
-        v = copied(np.concatenate([v, rows]), columns, dtype)
-        u = copied(np.concatenate([u, np.zeros_like(rows)]), columns, dtype)
-        wv = _keyed(vocabulary, exported(v, columns))
-        wv.vectors_lockf = lockf if len(lockf) == 1 else np.concatenate([lockf, np.ones(len(rows), np.float32)])
-        return {"_vocabulary": vocabulary, "_v": v, "_u": u, "wv": wv, "_grounding": None, "_plan": None, "_z": None}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_tokens": None, "_grounding": None}
 
     def __repr__(self) -> str:
         words = "no vocabulary" if self._vocabulary is None else f"{len(self._vocabulary):,} words"
         images = "" if self._bank is None else f", {len(self._bank):,} images"
-        return f"ImageSkipGram({words}, {self._options.vector_size} dimensions, {self._epochs} epochs{images})"
-
-
-def _begun(options: Options, vocabulary: Vocabulary | None) -> dict[str, Any]:
-    """The state of a model before its first epoch."""
-    count, columns, dtype = 0 if vocabulary is None else len(vocabulary), options.vector_size, options.dtype
-    v = fresh(0, count, columns, dtype, options.seed)
-    return {
-        "_vocabulary": vocabulary,
-        "_tokens": None,
-        "_v": v,
-        "_u": zeros(count, columns, dtype),
-        "wv": _keyed(vocabulary, exported(v, columns)),
-        "losses_": [],
-        "_epochs": 0,
-        "_plan": None,
-        "_bank": None,
-        "_grounding": None,
-        "_free": None,
-        "_mu": None,
-        "_z": None,
-    }
-
-
-def _keyed(vocabulary: Vocabulary | None, vectors: NDArray[np.float32]) -> KeyedVectors:
-    from gensim.models import KeyedVectors
-
-    wv = KeyedVectors(vectors.shape[1])
-    if vocabulary is not None:
-        wv.index_to_key = list(vocabulary.words)
-        wv.key_to_index = dict(vocabulary.index)
-        wv.expandos["count"] = vocabulary.counts.astype(np.int64)
-        wv.next_index = len(vocabulary)
-    wv.vectors = vectors
-    wv.vectors_lockf = np.ones(1, np.float32)
-    return wv
-
-
-def _same(bank: ImageBank, other: ImageBank) -> bool:
-    return bank is other or (bank.ids == other.ids and np.array_equal(bank.features, other.features))
+        return f"{type(self).__name__}({words}, {self._options.vector_size} dimensions, {self._epochs} epochs{images})"
