@@ -19,7 +19,7 @@ from ._vocabulary import Counts, Trim, Vocabulary, choose, stays
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Corpus", "Tokens", "encode", "read", "stream"]
+__all__ = ["Corpus", "Tokens", "count", "encode", "read", "stream"]
 
 Corpus: TypeAlias = "str | os.PathLike[str] | Iterable[str | Sequence[str] | Mapping[str, Any]]"
 CacheDir: TypeAlias = "str | os.PathLike[str] | Literal[False] | None"
@@ -47,6 +47,10 @@ class Tokens:
     raw: int
     first: int = 0
     _file: IO[bytes] | None = field(default=None, repr=False)
+
+    def renumber(self, numbers: NDArray[np.uint32]) -> None:
+        """Words get other numbers, `numbers[id]`; those that get ABSENT go."""
+        self.ids = self.ids[: _core.renumber(self.ids, self.offsets[1:], numbers)]
 
     def close(self) -> None:
         """Lets go of the numbers, and of their file where there is one."""
@@ -81,6 +85,20 @@ def read(
             would have to be read again, or a cache_dir that does not exist.
         TypeError: something that is no corpus, no sentence or no cache_dir.
     """
+    found, tokens = count(corpus, trim, text_column=text_column, cache_dir=cache_dir)
+    vocabulary, numbers = choose(found, trim, known)
+    if tokens is not None:
+        tokens.renumber(numbers)
+    return vocabulary, tokens
+
+
+def count(
+    corpus: Corpus, trim: Trim, *, text_column: str = "text", cache_dir: CacheDir = None
+) -> tuple[Counts, Tokens | None]:
+    """The words of a corpus, and its sentences in their numbers, before it is known which are kept.
+
+    Arguments and errors as in `read`, but for a corpus without words, which is none.
+    """
     _check(corpus)
     if cache_dir is False:
         _check_again(corpus)
@@ -94,8 +112,7 @@ def read(
             if cache_dir is not False:
                 store.add(ids, ends)
         found = Counts(reader.words, reader.counts, reader.births, reader.raw, sentences)
-        vocabulary, numbers = choose(found, trim, known)
-        return vocabulary, None if cache_dir is False else store.tokens(found.raw, numbers)
+        return found, None if cache_dir is False else store.tokens(found.raw)
 
 
 def encode(
@@ -271,8 +288,8 @@ class _Store:
                 self._file.write(part.data)
             self._parts = []
 
-    def tokens(self, raw: int, numbers: NDArray[np.uint32] | None = None) -> Tokens:
-        """What was added, under other numbers where some are given; the store is empty afterwards."""
+    def tokens(self, raw: int) -> Tokens:
+        """What was added; the store is empty afterwards."""
         file, self._file = self._file, None
         if file is None:
             ids = np.concatenate(self._parts) if self._parts else np.empty(0, np.uint32)
@@ -281,6 +298,4 @@ class _Store:
             ids = np.memmap(file, np.uint32, "r+", shape=(self._size,))
         self._parts = []
         offsets = np.concatenate([np.zeros(1, np.uint64), *self._ends])
-        if numbers is not None:
-            ids = ids[: _core.renumber(ids, offsets[1:], numbers)]
         return Tokens(ids, offsets, raw, _file=file)

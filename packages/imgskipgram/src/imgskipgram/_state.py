@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ._corpus import Tokens
-    from ._training import Plan
+    from ._training import Plan, Trainer
     from ._vocabulary import Vocabulary
     from .bank import ImageBank
 
@@ -70,6 +70,7 @@ class State:
         plan: Plan,
         loss: str,
         progress: bool,
+        make: Callable[..., Trainer] | None = None,
     ) -> tuple[int, int]:
         from ._training import run
 
@@ -85,7 +86,7 @@ class State:
             _z=None,
         )
         try:
-            counts = run(self, feed, grounding, plan, loss, progress)
+            counts = run(self, feed, grounding, plan, loss, progress, make)
         except FloatingPointError:
             vars(self).update(before)
             raise

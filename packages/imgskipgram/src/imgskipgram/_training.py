@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     _Wait: TypeAlias = "Callable[[Callable[..., Totals]], Totals]"
 
-__all__ = ["Cpu", "Engine", "Place", "Plan", "Totals", "run"]
+__all__ = ["Cpu", "Engine", "Place", "Plan", "Totals", "Trainer", "run"]
 
 _PARTS, _TEXT_ALONE = 20, 4  # of a training: images are placed anew before each part, the first time before this one
 _LOOK = 0.1  # seconds between looks at signals and progress
@@ -62,6 +62,7 @@ def run(
     plan: Plan,
     loss: str,
     progress: bool,
+    make: Callable[..., Trainer] | None = None,
 ) -> tuple[int, int]:
     """Train what a plan has left, and count the words that were trained and those that were read.
 
@@ -74,7 +75,7 @@ def run(
     from tqdm import tqdm
 
     options, vocabulary = model._options, model._known()
-    trainer = _Trainer(engine(options, vocabulary, grounding, loss), grounding, model._free, options.dtype)
+    trainer = (make or Trainer)(engine(options, vocabulary, grounding, loss), grounding, model._free, options.dtype)
     effective = raw = 0
     whole = plan.epochs * plan.tokens
     with (
@@ -99,7 +100,7 @@ def run(
     return effective, raw
 
 
-class _Trainer:
+class Trainer:
     """An engine, and the images' vectors that it trains words with."""
 
     def __init__(self, engine: Engine, grounding: Grounding | None, z: NDArray[Any] | None, dtype: str) -> None:
