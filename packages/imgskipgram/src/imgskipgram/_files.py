@@ -48,6 +48,7 @@ def write(path: str | os.PathLike[str], model: ImageSkipGram) -> None:
         "losses": [{name: None if math.isnan(loss) else loss for name, loss in row.items()} for row in model.losses_],
         "epochs": model._epochs,
         "plan": None if model._plan is None else asdict(model._plan),
+        "notes": model._notes,
         "bank": model._bank is not None,
     }
     arrays: dict[str, Any] = {
@@ -101,6 +102,7 @@ def _state(arrays: Mapping[str, Any]) -> dict[str, Any]:
         "losses_": [{name: _loss(row[name]) for name in _LOSSES} for row in header["losses"]],
         "_epochs": int(header["epochs"]),
         "_plan": None if header["plan"] is None else _plan(header["plan"]),
+        "_notes": dict(header["notes"]),
     }
     lockf = arrays["lockf"]
     state["lockf"] = _checked(arrays, "lockf", np.float32, (1,) if lockf.shape == (1,) else (count,))

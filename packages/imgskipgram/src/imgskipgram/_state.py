@@ -41,6 +41,7 @@ class State:
     _u: NDArray[Any]
     _epochs: int  # that the model ever had
     _plan: Plan | None  # of a training that is not finished
+    _notes: dict[str, Any]  # in JSON's types, what is stored beside it
     _bank: ImageBank | None
     _grounding: Grounding | None
     _free: NDArray[Any] | None  # images' vectors as parameters
@@ -184,7 +185,7 @@ class State:
         v = copied(np.concatenate([v, rows]), columns, dtype)
         u = copied(np.concatenate([u, np.zeros_like(rows)]), columns, dtype)
         wv = _keyed(vocabulary, exported(v, columns))
-        wv.vectors_lockf = lockf if len(lockf) == 1 else np.concatenate([lockf, np.ones(len(rows), np.float32)])
+        wv.vectors_lockf = lockf if len(lockf) == 1 < old else np.concatenate([lockf, np.ones(len(rows), np.float32)])
         return {"_vocabulary": vocabulary, "_v": v, "_u": u, "wv": wv, "_grounding": None, "_plan": None, "_z": None}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -209,6 +210,7 @@ def holding(options: Options, vocabulary: Vocabulary | None, v: NDArray[Any], u:
         "losses_": [],
         "_epochs": 0,
         "_plan": None,
+        "_notes": {},
         "_bank": None,
         "_grounding": None,
         "_free": None,
@@ -227,7 +229,7 @@ def _keyed(vocabulary: Vocabulary | None, vectors: NDArray[np.float32]) -> Keyed
         wv.expandos["count"] = vocabulary.counts.astype(np.int64)
         wv.next_index = len(vocabulary)
     wv.vectors = vectors
-    wv.vectors_lockf = np.ones(1, np.float32)
+    wv.vectors_lockf = np.ones(max(1, len(vectors)), np.float32)  # one each: intersect_word2vec_format sets them
     return wv
 
 
