@@ -22,14 +22,26 @@ inline constexpr int kFlush = 5;   // inputs, and
 inline constexpr int kMost = 24;   // repetitions, whose products of 1 + exp(-|f|), each at most 2, fit a float
 
 // The sum of -log s(f) is the sum of max(-f, 0) and one logarithm of the product of 1 + exp(-|f|).
-struct Loss {
-  double linear = 0, product = 1;
+struct alignas(64) Loss {
+  double linear[kSums] = {}, product[kSums] = {1, 1, 1, 1, 1, 1, 1, 1};
+  int64_t exponent = 0;  // of the products, as far as it was taken out of them
+  int flushes = 0;
 
-  void multiply(double factor) {
-    product *= factor;
-    if (product > 0x1p+700) linear += std::log(product), product = 1;
+  // Each flush multiplies by at most 2^(kFlush * kMost).
+  void flushed() {
+    if (++flushes < 8) return;
+    flushes = 0;
+    for (double& p : product) {
+      int e;
+      p = std::frexp(p, &e);
+      exponent += e;
+    }
   }
-  double sum() const { return linear + std::log(product); }
+  double sum() const {
+    double all = double(exponent) * std::log(2.);
+    for (int j = 0; j < kSums; ++j) all += linear[j] + std::log(product[j]);
+    return all;
+  }
 };
 
 template <class T>
