@@ -108,11 +108,12 @@ class Cpu:
             else (grounding.start, grounding.images)
         )
         self._loss = loss
+        self._dtype = np.float64 if options.dtype == "float64" else np.float32  # of factors and images
         self._workers = options.workers or len(os.sched_getaffinity(0))
         self._own = False
 
     def start(self, v: NDArray[Any], u: NDArray[Any], lockf: NDArray[np.float32]) -> None:
-        self._v, self._u, self._lockf = v, u, lockf
+        self._v, self._u, self._lockf = v, u, lockf.astype(self._dtype)
         self._own = False
 
     def run(
@@ -138,7 +139,7 @@ class Cpu:
                 self._u,
                 self._lockf,
                 *self._images,
-                np.zeros((0, self._v.shape[1]), np.float32) if z is None else z,
+                np.zeros((0, self._v.shape[1]), self._dtype) if z is None else z,
                 stop,
                 progress,
                 window=options.window,

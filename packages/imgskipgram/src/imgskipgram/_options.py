@@ -20,7 +20,7 @@ _CHOICES = {
     "objective": ("nce", "margin", "infonce", "none"),
     "projection": ("shared", "fixed", "free"),
     "negatives": ("center", "batch", "pair"),
-    "dtype": ("float32",),
+    "dtype": ("float32", "float64", "bfloat16"),
     "device": ("cpu", "cuda"),
 }
 # Most that the counters of the samples hold: 2 tries a number, and 16 bits of streams for a context.
@@ -89,7 +89,10 @@ class Options:
         for name in _FLAGS:
             self._set(name, _flag(name, getattr(self, name)))
         self._set("callbacks", _callbacks(self.callbacks))
-        self.trim  # noqa: B018 (its own checks)
+        trim = self.trim  # with its own checks
+        for name in ("min_count", "max_vocab_size", "max_final_vocab"):
+            if getattr(trim, name) is not None:
+                self._set(name, int(getattr(trim, name)))
         if self.device == "cuda":
             for name, other in (("deterministic", self.deterministic), ("dtype", self.dtype == "float64")):
                 if other:

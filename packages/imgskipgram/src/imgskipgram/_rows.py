@@ -18,7 +18,7 @@ _AT_ONCE = 1 << 20  # numbers
 
 def zeros(rows: int, columns: int, dtype: str) -> NDArray[Any]:
     """Rows of a multiple of 16 numbers, each at the beginning of a cache line."""
-    return _core.aligned(rows, columns)
+    return _core.aligned(rows, columns, dtype)
 
 
 def copied(rows: NDArray[Any], columns: int, dtype: str) -> NDArray[Any]:

@@ -118,7 +118,7 @@ class State:
         if not np.isfinite(vectors).all():
             row = int(np.isfinite(vectors).all(1).argmin())
             raise ValueError(f"wv.vectors must be finite, got NaN or infinity for {words[row]!r}")
-        lockf = np.ascontiguousarray(self.wv.vectors_lockf, np.float32)
+        lockf = np.ascontiguousarray(getattr(self.wv, "vectors_lockf", np.ones(1)), np.float32)
         if lockf.shape not in ((1,), (len(words),)) or not np.isfinite(lockf).all():
             raise ValueError(
                 f"wv.vectors_lockf must be finite and have length 1 or {len(words)}, got shape {lockf.shape}"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ._corpus import Tokens
     from ._grounding import Grounding
     from ._projection import Shared
-    from .model import ImageSkipGram
+    from ._state import State
 
     _Wait: TypeAlias = "Callable[[Callable[..., Totals]], Totals]"
 
@@ -56,7 +56,7 @@ class Plan:
 
 
 def run(
-    model: ImageSkipGram,
+    model: State,
     feed: Callable[[], Iterable[Tokens]],
     grounding: Grounding | None,
     plan: Plan,
@@ -146,7 +146,7 @@ class Trainer:
         self.z[:, : z.shape[1]] = z
 
 
-def _call(model: ImageSkipGram, name: str) -> None:
+def _call(model: State, name: str) -> None:
     for callback in model._options.callbacks:
         if (method := getattr(callback, name, None)) is not None:
             method(model)
