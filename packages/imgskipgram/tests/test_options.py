@@ -88,7 +88,10 @@ def test_a_bad_value_is_refused(options: dict[str, Any], message: str) -> None:
         ({"deterministic": "yes"}, r"^deterministic must be True or False, got 'yes'$"),
         ({"trim_rule": 5}, r"^trim_rule must be callable or None, got int$"),
         ({"callbacks": 5}, r"^callbacks must be a sequence of objects with on_train_begin, .*, got 5$"),
-        ({"callbacks": [print], "workers": 1}, r"^callbacks must have one of on_train_begin, .*, got builtin_function_or_method$"),
+        (
+            {"callbacks": [print], "workers": 1},
+            r"^callbacks must have one of on_train_begin, .*, got builtin",
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
