@@ -320,10 +320,13 @@ class Word2Vec(Steps):
         """
         try:
             skipgram = ImageSkipGram.load(fname)
-            model = cls.__new__(cls)
+        except ValueError as error:
+            raise _NoModelError(str(error)) from error
+        model = cls.__new__(cls)
+        try:
             model._restore(skipgram)
         except (ValueError, TypeError, KeyError) as error:
-            raise _NoModelError(str(error)) from error
+            raise _NoModelError(f"{fname}: what it says of its options cannot be: {error!r}") from error
         return model
 
     def _restore(self, skipgram: ImageSkipGram) -> None:
@@ -338,7 +341,7 @@ class Word2Vec(Steps):
             Word2Vec.__init__(self, **{name: notes[name] for name in _STORED})
             counted = {name: notes[name] for name in _COUNTED}
             if not all(isinstance(value, int | float) for value in counted.values()):
-                raise ValueError(f"what the file has of its training must be numbers, got {counted}")
+                raise ValueError(f"what it has counted must be numbers, got {counted}")
             vars(self).update(counted)
         self.skipgram = skipgram
         self._vocabulary = vocabulary
