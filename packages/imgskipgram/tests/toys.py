@@ -29,7 +29,7 @@ def start(rows, rng, dtype="float32"):
     return out
 
 
-def train(s, ids, offsets, v, u, z, *, objective="nce", trained=False, **changes):
+def train(s, ids, offsets, v, u, z, *, objective="nce", trained=False, flags=None, **changes):
     keep, threshold, alias, first, images = arrays(s)
     schedule = {
         "alpha": 0.05, "min_alpha": 0.05, "done": 0, "first_token": 0, "total": len(ids), "first_sentence": 5,
@@ -37,7 +37,7 @@ def train(s, ids, offsets, v, u, z, *, objective="nce", trained=False, **changes
     }  # fmt: skip
     return _core.train_epoch(
         ids, offsets, keep, threshold, alias, v, u, np.linspace(0.5, 1, V).astype(z.dtype), first, images, z,
-        np.zeros(1, np.uint8), np.zeros(1, np.uint64), window=s.window, negative=s.negative,
+        *(flags or (np.zeros(1, np.uint8), np.zeros(1, np.uint64))), window=s.window, negative=s.negative,
         shrink_windows=s.shrink_windows, negatives=s.negatives, objective=objective, image_negative=s.image_negative,
         images_trained=trained, seed=s.seed, epoch=s.epoch, **schedule,
     )  # fmt: skip

@@ -103,5 +103,6 @@ def train_epoch(
     first_sentence: int,
     loss: str,
     workers: int,
+    deterministic: bool = False,
     isa: str,
 ) -> tuple[float, float, int, int, int, int]: ...

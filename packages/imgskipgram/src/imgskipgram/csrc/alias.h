@@ -18,6 +18,16 @@ struct AliasTable {
     const uint32_t i = uint32_t(uint64_t(r) * size >> 32);
     return s < threshold[i] ? i : alias[i];
   }
+
+  // The probability of the commonest word.
+  double most() const {
+    std::vector<double> share(size);
+    for (uint32_t i = 0; i < size; ++i) {
+      const double own = threshold[i] == kAlways ? 1 : threshold[i] * 0x1p-32;
+      share[i] += own, share[alias[i]] += 1 - own;
+    }
+    return *std::max_element(share.begin(), share.end()) / size;
+  }
 };
 
 // Vose's construction, with the small and the large in ascending order on two stacks; p need not sum to one.

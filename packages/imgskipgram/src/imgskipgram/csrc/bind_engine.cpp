@@ -5,6 +5,7 @@
 
 #include <stdexcept>
 
+#include "deterministic.h"
 #include "train.h"
 
 namespace nb = nanobind;
@@ -113,7 +114,8 @@ nb::tuple train_epoch(Array<const uint32_t> ids, Array<const uint64_t> offsets, 
                       bool shrink_windows, const std::string& negatives, const std::string& objective,
                       double image_weight, uint32_t image_negative, bool images_trained, double alpha, double min_alpha,
                       uint64_t done, uint64_t first_token, uint64_t total, uint64_t seed, uint32_t epoch,
-                      uint64_t first_sentence, const std::string& loss, int workers, const std::string& isa) {
+                      uint64_t first_sentence, const std::string& loss, int workers, bool deterministic,
+                      const std::string& isa) {
   const auto askew = [](const T* p) { return reinterpret_cast<uintptr_t>(p) % 64 != 0; };
   if (v.shape(1) % sgns::kBlock || v.shape(0) != u.shape(0) || v.shape(1) != u.shape(1) || z.shape(1) != v.shape(1) ||
       askew(v.data()) || askew(u.data())) {
@@ -155,7 +157,7 @@ nb::tuple train_epoch(Array<const uint32_t> ids, Array<const uint64_t> offsets, 
   sgns::Totals t;
   {
     const nb::gil_scoped_release released;
-    t = sgns::train_epoch(training, workers);
+    t = deterministic ? sgns::Deterministic<T>(training, workers).run() : sgns::train_epoch(training, workers);
   }
   const auto whole = [](double sum, uint64_t measured, uint64_t pairs) {
     return measured ? sum * double(pairs) / double(measured) : pairs ? std::numeric_limits<double>::quiet_NaN() : 0.;
@@ -182,7 +184,8 @@ void bind_engine(nb::module_& m) {
           "image_ptr"_a.noconvert(), "image_ids"_a.noconvert(), "z"_a.noconvert(), "stop"_a.noconvert(),
           "progress"_a.noconvert(), nb::kw_only(), "window"_a, "negative"_a, "shrink_windows"_a, "negatives"_a,
           "objective"_a, "image_weight"_a, "image_negative"_a, "images_trained"_a, "alpha"_a, "min_alpha"_a, "done"_a,
-          "first_token"_a, "total"_a, "seed"_a, "epoch"_a, "first_sentence"_a, "loss"_a, "workers"_a, "isa"_a);
+          "first_token"_a, "total"_a, "seed"_a, "epoch"_a, "first_sentence"_a, "loss"_a, "workers"_a,
+          "deterministic"_a = false, "isa"_a);
   };
   train(train_epoch<float>);
   train(train_epoch<double>);

@@ -6,6 +6,7 @@
 #include <limits>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "aligned.h"
@@ -60,6 +61,11 @@ struct Training {
   T locked(uint32_t word) const { return lock[one_lock ? 0 : word]; }
 };
 
+template <class T>
+inline void prefetch_row(const T* row, int columns) {
+  for (int c = 0; c < columns; c += 64 / int(sizeof(T))) __builtin_prefetch(row + c);
+}
+
 // Where a worker finds its rows: those that all workers share.
 template <class T>
 class SharedRows {
@@ -69,14 +75,11 @@ class SharedRows {
   T* input(const Kept& kept, uint32_t i) { return row(t_.v, kept.word[i]); }
   T* output(uint32_t word) { return row(t_.u, word); }
   T* image(uint32_t i) { return row(t_.z, i); }
-  void expect_input(uint32_t word) const { prefetch(row(t_.v, word)); }
-  void expect_output(uint32_t word) const { prefetch(row(t_.u, word)); }
+  void expect_input(uint32_t word) const { prefetch_row(row(t_.v, word), t_.columns); }
+  void expect_output(uint32_t word) const { prefetch_row(row(t_.u, word), t_.columns); }
 
  private:
   T* row(T* matrix, uint32_t i) const { return matrix + size_t(i) * size_t(t_.columns); }
-  void prefetch(const T* row) const {
-    for (int c = 0; c < t_.columns; c += 64 / int(sizeof(T))) __builtin_prefetch(row + c);
-  }
 
   const Training<T>& t_;
 };
@@ -91,9 +94,13 @@ class Worker {
         scratch_(size_t(t_.columns)),
         outputs_(zeros_.data()) {}
 
-  const Totals& totals() {
+  Rows& rows() { return rows_; }
+
+  // What was done since the last call.
+  Totals take() {
     totals_.text_loss = loss_.sum();
-    return totals_;
+    loss_ = {};
+    return std::exchange(totals_, {});
   }
 
   void sentence(uint64_t s) {
@@ -244,7 +251,7 @@ Totals train_epoch(const Training<T>& t, int workers) {
       std::atomic_ref<uint64_t>(*t.progress).fetch_add(t.offsets[end] - t.offsets[begin], std::memory_order_relaxed);
     }
     const std::lock_guard lock(mutex);
-    all.add(worker.totals());
+    all.add(worker.take());
   };
   std::vector<std::thread> threads;
   for (int w = 1; w < workers; ++w) threads.emplace_back(work);
