@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from toys import D, M, V, arrays, samples, start, train
 
-from imgskipgram import _core, _reference
+from imgskipgram import ImageSkipGram, _core, _reference
 
 BATCH, UNIT = 500, 32  # tokens, centres
 LENGTHS = [0, 1, 700, 20, 0, *range(2, 60), 33, 64, 65, 3]  # of sentences
@@ -189,3 +189,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, check=True)
     assert int(done.stdout) < 20_000  # kilobytes; the copies of all sentences would be 150,000
+
+
+def test_a_model_has_the_bits_of_one_thread():
+    text = [[f"w{k}" for k in np.random.default_rng(s).integers(0, 30, 12)] for s in range(200)]
+
+    def vectors(workers):
+        model = ImageSkipGram(vector_size=8, min_count=1, epochs=2, workers=workers, deterministic=True)
+        return model.fit(text).wv.vectors.tobytes()
+
+    assert vectors(1) == vectors(2) == vectors(5)

@@ -160,6 +160,7 @@ class Cpu:
                 first_sentence=tokens.first,
                 loss=self._loss,
                 workers=self._workers,
+                deterministic=options.deterministic,
                 isa=_core.instruction_sets()[0],
             )
         )
