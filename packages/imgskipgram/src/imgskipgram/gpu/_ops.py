@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
 SCHEMAS = {
     "draws": "(Tensor ids, Tensor offsets, Tensor keep, Tensor threshold, Tensor alias, int window, int negative,"
-    " int seed, int epoch, int block) -> (Tensor, Tensor, Tensor, Tensor)",
-    "pictures": "(Tensor ids, Tensor offsets, Tensor place, Tensor image_ptr, Tensor image_ids, int images,"
-    " int negative, int seed, int epoch, int block) -> (Tensor, Tensor, Tensor)",
+    " int seed, int epoch, int block) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "pictures": "(Tensor place, Tensor words, Tensor offsets, Tensor image_ptr, Tensor image_ids, int images,"
+    " int negative, int seed, int epoch, int block) -> (Tensor, Tensor)",
+    "pairs_": "(Tensor(a!) v, Tensor(b!) u, Tensor words, Tensor left, Tensor right, Tensor negatives, Tensor counts,"
+    " Tensor alpha, int first, int last) -> Tensor loss",
     "sgns_": "(Tensor(a!) v, Tensor(b!) u, Tensor ids, Tensor offsets, Tensor keep, Tensor threshold, Tensor alias,"
     " int window, int negative, float alpha, int seed, int epoch, int block) -> Tensor loss",
     "image_": "(Tensor(a!) v, Tensor words, Tensor positive, Tensor negative, Tensor z, str objective, float weight,"
@@ -26,28 +28,28 @@ SCHEMAS = {
 }
 
 
-def _draws(ids: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    place, left, right = (ids.new_empty(ids.shape, dtype=torch.int32) for _ in range(3))
-    return place, left, right, ids.new_empty((*ids.shape, args[5]), dtype=torch.int32)
+def _draws(ids: Tensor, offsets: Tensor, keep: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    negative = args[3]
+    one, two = (ids.new_empty(shape, dtype=torch.int32) for shape in (ids.shape, (*ids.shape, negative)))
+    return *(torch.empty_like(one) for _ in range(4)), *(torch.empty_like(two) for _ in range(2))
 
 
-def _pictures(ids: Tensor, offsets: Tensor, place: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    word, positive = (torch.empty_like(place) for _ in range(2))
-    return word, positive, place.new_empty((*place.shape, args[3]))
+def _pictures(place: Tensor, words: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(place), place.new_empty((*place.shape, args[4]))
 
 
 def _sgns_(v: Tensor, *args: Any) -> Tensor:
     return v.new_empty((), dtype=torch.float64)
 
 
-_image_ = _sgns_
+_pairs_ = _image_ = _sgns_
 
 
 def _launcher(name: str) -> Callable[..., Any]:
-    def launch(*args: Any) -> Any:
+    def launch(*args: Any, **kwargs: Any) -> Any:
         from . import _triton  # importing triton takes long
 
-        return getattr(_triton, name)(*args)
+        return getattr(_triton, name)(*args, **kwargs)
 
     return launch
 
@@ -61,6 +63,7 @@ for _name, _schema in SCHEMAS.items():
 
 draws = torch.ops.imgskipgram.draws.default
 pictures = torch.ops.imgskipgram.pictures.default
+pairs_ = torch.ops.imgskipgram.pairs_.default
 sgns_ = torch.ops.imgskipgram.sgns_.default
 image_ = torch.ops.imgskipgram.image_.default
 

@@ -1,9 +1,9 @@
 """Every operator in plain PyTorch: the definition that the kernels are tested against, and what runs on other devices.
 
-Sentence s of a launch has `ids[offsets[s]:offsets[s + 1]]`, offsets begin with 0 and end with the number of ids, and
-its number in the corpus, which decides its samples, is `block + s`. Numbers of words and tables are uint32, offsets
-int64. What is found of the words that sub-sampling keeps comes in arrays as long as ids, so that nobody waits to learn
-how many there are: -1 follows the last one.
+Sentence s of a launch has `ids[offsets[s]:offsets[s + 1]]`; offsets, int64, begin with 0 and end with the number N of
+ids. Its number in the corpus, which decides its samples, is `block + s`. Ids and the tables of sub-sampling and noise
+are uint32, as the C++ core has them. Words that are kept are counted from the left; what is found of them comes in
+arrays as long as ids, with -1 after the last, so that nobody need wait to learn how many there are.
 """
 
 from __future__ import annotations
@@ -58,9 +58,12 @@ def draws(
     seed: int,
     epoch: int,
     block: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each word that is kept its place in ids, the first and one past the last word of its window, counted in words
-    that are kept, and its negatives (-1: dropped): int32 [N], [N], [N], [N, negative]."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What sub-sampling keeps, windows and negatives, int32.
+
+    Of each word its place in ids, its number, the first word of its window and the one behind the last, [N]; negatives,
+    of which -1 was dropped, and how often each counts: not again where it repeats, [N, negative].
+    """
     ids, keep, threshold, alias = (x.to(torch.int64) for x in (ids, keep, threshold, alias))
     n = ids.numel()
     at = torch.arange(n, device=ids.device)
@@ -72,7 +75,7 @@ def draws(
     before = torch.nn.functional.pad(kept.cumsum(0), (1, 0))  # words kept before each place
 
     at, sentence, position, number, width = (x[kept] for x in (at, sentence, position, number, width))
-    rank = before[at]
+    rank, words = before[at], ids[at]
     left = torch.maximum(before[offsets[sentence]], rank - width)
     right = torch.minimum(before[offsets[sentence + 1]], rank + width + 1)
 
@@ -83,9 +86,12 @@ def draws(
         r, s = _half(_words(seed, epoch, number[:, None], position[:, None], 1 + j // 2), j)
         index = r * threshold.numel() >> 32
         word = torch.where(s < threshold[index], index, alias[index])
-        missing = negatives == NONE
-        negatives = torch.where(missing & (word != ids[at][:, None]), word, negatives)
-    return _filled(at, n), _filled(left, n), _filled(right, n), _filled(negatives, n)
+        negatives = torch.where((negatives == NONE) & (word != words[:, None]), word, negatives)
+    same = negatives[:, :, None] == negatives[:, None, :]
+    again = same.tril(-1).any(2) | (negatives == NONE)
+    counts = torch.where(again, 0, same.sum(2))
+    place, words, left, right, negatives, counts = (_filled(x, n) for x in (at, words, left, right, negatives, counts))
+    return place, words, left, right, negatives, counts
 
 
 def _filled(x: Tensor, n: int) -> Tensor:
@@ -95,9 +101,9 @@ def _filled(x: Tensor, n: int) -> Tensor:
 
 
 def pictures(
-    ids: Tensor,
-    offsets: Tensor,
     place: Tensor,
+    words: Tensor,
+    offsets: Tensor,
     image_ptr: Tensor,
     image_ids: Tensor,
     images: int,
@@ -105,38 +111,78 @@ def pictures(
     seed: int,
     epoch: int,
     block: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each word that is kept its number, one of its own images, and others: int32 [N], [N], [N, negative].
+) -> tuple[Tensor, Tensor]:
+    """Of each word that is kept one of its own images, and others: int32 [N], [N, negative].
 
-    Images of word w are `image_ids[image_ptr[w]:image_ptr[w + 1]]`, which rise. Words that no image or every image shows
-    have -1, and so has what is past the last word, or an image that was dropped.
+    Images of word w are `image_ids[image_ptr[w]:image_ptr[w + 1]]`, uint32, which rise. Words that no image or every
+    image shows have -1, and so has what is past the last word, or an image that was dropped.
     """
-    begin, own = image_ptr[:-1], image_ptr.diff()
-    known = torch.arange(len(own), device=ids.device).repeat_interleave(own) * images + image_ids.to(torch.int64)
-    at = place.to(torch.int64)
-    word = ids.to(torch.int64)[at.clamp(min=0)] if len(at) else at
-    grounded = (at >= 0) & (own[word] > 0) & (own[word] < images)
-    sentence = _sentences(offsets, at.clamp(min=0))
-    position, number = at - offsets[sentence.clamp(min=0)], sentence + block
-    first = _words(seed, epoch, number, position & LOW, torch.full_like(at, IMAGE_STREAM))[0]
-    chosen = begin[word] + (first * own[word] >> 32)
-    positive = torch.where(grounded, image_ids.to(torch.int64)[torch.where(grounded, chosen, 0)], NONE)
+    place, words, image_ids = (x.to(torch.int64) for x in (place, words, image_ids))
+    if not image_ids.numel():
+        return torch.full_like(place, NONE, dtype=torch.int32), place.new_full((len(place), negative), NONE).int()
+    own = image_ptr.diff()
+    known = torch.arange(len(own), device=place.device).repeat_interleave(own) * images + image_ids
+    grounded = (words >= 0) & (own[words] > 0) & (own[words] < images)
+    sentence = _sentences(offsets, place.clamp(min=0))
+    position, number = (place - offsets[sentence]) & LOW, sentence + block
+    first = _words(seed, epoch, number, position, torch.full_like(place, IMAGE_STREAM))[0]
+    chosen = torch.where(grounded, image_ptr[words] + (first * own[words] >> 32), 0)
+    positive = torch.where(grounded, image_ids[chosen], NONE)
 
-    negatives = at.new_full((len(at), negative), NONE)
-    k = torch.arange(negative, device=ids.device)
+    negatives = place.new_full((len(place), negative), NONE)
+    k = torch.arange(negative, device=place.device)
     for attempt in range(TRIES):
         j = attempt * negative + k
         stream = IMAGE_STREAM + 1 + j // 2
-        r, _ = _half(_words(seed, epoch, number[:, None], position[:, None] & LOW, stream), j)
+        r, _ = _half(_words(seed, epoch, number[:, None], position[:, None], stream), j)
         image = r * images >> 32
-        key = word[:, None] * images + image
+        key = words[:, None] * images + image
         shown = known[torch.searchsorted(known, key).clamp(max=len(known) - 1)] == key
-        take = (negatives == NONE) & grounded[:, None] & ~shown
-        negatives = torch.where(take, image, negatives)
-    return torch.where(grounded, word, NONE).int(), positive.int(), negatives.int()
+        negatives = torch.where((negatives == NONE) & grounded[:, None] & ~shown, image, negatives)
+    return positive.int(), negatives.int()
 
 
 # --- steps ----------------------------------------------------------------------------------------------------------
+
+
+def pairs_(
+    v: Tensor,
+    u: Tensor,
+    words: Tensor,
+    left: Tensor,
+    right: Tensor,
+    negatives: Tensor,
+    counts: Tensor,
+    alpha: Tensor,
+    first: int,
+    last: int,
+) -> Tensor:
+    r"""Train v and u [V, S] on the pairs of the centres first to last - 1; the loss, float64 [].
+
+    loss  sum_{centres w} sum_{contexts c} (-log s(u_w . v_c) - sum_n log s(-u_n . v_c))
+
+    Centres and their contexts from the left, each step with what the one before it left, at the centre's rate alpha
+    [N]. Arguments as `draws` gives them.
+    """
+    loss = torch.zeros((), dtype=torch.float64, device=v.device)
+    for i in range(first, last):
+        if words[i] == NONE:
+            break
+        used = counts[i] > 0
+        outputs = torch.cat([words[i : i + 1], negatives[i][used]]).to(torch.int64)
+        weight = torch.cat([counts.new_ones(1), counts[i][used]]).to(v.dtype)
+        label = (torch.arange(len(outputs), device=v.device) == 0).to(v.dtype)
+        for j in range(int(left[i]), int(right[i])):
+            if j == i:
+                continue
+            context = int(words[j])
+            x, y = v[context], u[outputs]
+            f = y @ x
+            g = alpha[i] * weight * (label - torch.sigmoid(f))
+            u[outputs] += g[:, None] * x
+            v[context] += g @ y
+            loss += (weight * softplus(torch.where(label > 0, -f, f))).double().sum()
+    return loss
 
 
 def sgns_(
@@ -154,31 +200,10 @@ def sgns_(
     epoch: int,
     block: int,
 ) -> Tensor:
-    r"""Train v and u [V, S] on sentences, with negatives that all contexts of a centre share; the loss, float64 [].
-
-    loss  sum_{centres w} sum_{contexts c} (-log s(u_w . v_c) - sum_n log s(-u_n . v_c))
-
-    Sentences, centres and contexts from the left, each step with what the one before it left.
-    """
-    place, left, right, negatives = draws(
-        ids, offsets, keep, threshold, alias, window, negative, seed, epoch, block
-    )
-    words = ids.to(torch.int64)[place[place >= 0].to(torch.int64)]
-    loss = torch.zeros((), dtype=torch.float64, device=v.device)
-    for i, word in enumerate(words):
-        others = negatives[i][negatives[i] != NONE].to(torch.int64)
-        outputs = torch.cat([word[None], others])
-        label = (torch.arange(len(outputs), device=v.device) == 0).to(v.dtype)
-        for j in range(int(left[i]), int(right[i])):
-            if j == i:
-                continue
-            x, y = v[words[j]], u[outputs]
-            f = y @ x
-            g = alpha * (label - torch.sigmoid(f))
-            u.index_add_(0, outputs, g[:, None] * x)
-            v[words[j]] += g @ y
-            loss += softplus(torch.where(label > 0, -f, f)).double().sum()
-    return loss
+    """Train v and u [V, S] on sentences, at one rate: `draws`, and `pairs_` of what it gives; the loss, float64 []."""
+    drawn = draws(ids, offsets, keep, threshold, alias, window, negative, seed, epoch, block)[1:]
+    rates = torch.full(ids.shape, alpha, dtype=v.dtype, device=v.device)
+    return pairs_(v, u, *drawn, rates, 0, ids.shape[0])
 
 
 def image_(
@@ -217,5 +242,3 @@ def _image_gradient(v: Tensor, z: Tensor, objective: str) -> tuple[Tensor, Tenso
     length = v.norm()
     step = g @ (units - cosine[:, None] * unit)
     return step / length if length > 0 else torch.zeros_like(v), loss
-
-

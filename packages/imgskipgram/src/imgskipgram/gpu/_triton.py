@@ -3,7 +3,7 @@
 In the kernels `p_` is a pointer and a capital is known when compiling.
 """
 
-# mypy: disable-error-code="assignment,misc"
+# mypy: disable-error-code="assignment,misc,untyped-decorator"
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import triton
 import triton.language as tl
 
 from . import _reference
-from ._triton_draws import OPTIONS, draws, drawn, on, pictures
+from ._triton_draws import OPTIONS, draws, on, pictures
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["draws", "image_", "pictures", "sgns_"]
+__all__ = ["draws", "image_", "pairs_", "pictures", "sgns_"]
 
 NONE = tl.constexpr(_reference.NONE)
 MARGIN = tl.constexpr(_reference.MARGIN)
@@ -29,6 +29,7 @@ RUN = 32  # centres of a program, one after the other
 PAIRS = 8  # words with an image of a program
 WARP = 1024  # numbers of a tile for one warp: 32 registers of a thread
 MOST = 32 * WARP
+REGISTERS = {"maxnreg": 128}  # 16 programs of one warp on a multiprocessor
 
 
 @triton.jit
@@ -41,27 +42,27 @@ def _loss(f, own):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _row(p_matrix, p_ids, p_place, rank, inside, S: tl.constexpr, D: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The row of a word that is kept: where it begins, and what it holds."""
-    word = tl.load(p_ids + tl.load(p_place + rank, mask=inside, other=0), mask=inside, other=0).to(tl.int64)
+def _row(p_matrix, p_words, rank, inside, S: tl.constexpr, D: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The word of a rank, the places of its row, and what is there."""
+    word = tl.load(p_words + rank, mask=inside, other=0).to(tl.int64)
     column = tl.arange(0, D)
     p_row = p_matrix + word * S + column
     return word, p_row, tl.load(p_row, mask=column < tl.where(inside, S, 0), other=0.0, cache_modifier=".cg")
 
 
-@triton.jit(do_not_specialize=["n"])
-def _sgns_kernel(  # type: ignore[no-untyped-def]
+@triton.jit(do_not_specialize=["first", "last"])
+def _pairs_kernel(  # type: ignore[no-untyped-def]
     p_v,
     p_u,
-    p_ids,
-    p_place,
+    p_words,
     p_left,
     p_right,
     p_negative,
-    p_weight,
+    p_count,
+    p_alpha,
     p_loss,
-    n: tl.int64,
-    alpha: tl.float32,
+    first: tl.int64,
+    last: tl.int64,
     NEGATIVE: tl.constexpr,
     K: tl.constexpr,
     S: tl.constexpr,
@@ -69,35 +70,36 @@ def _sgns_kernel(  # type: ignore[no-untyped-def]
     RUN: tl.constexpr,
 ):
     """A run of centres. The output rows of a centre stay in registers for all its contexts, and what they gain goes to
-    memory at the end; an input row is read while the one before it is used. Rows come from L2, which other
-    multiprocessors add to. Barriers: what one thread of a program adds, another may read."""
+    memory at the end; an input row is read while the one before it is used. Rows come from L2, where all
+    multiprocessors add to them. Barriers: what one thread of a program adds, another may read."""
     slot = tl.arange(0, K)
     own = slot == 0
     columns = tl.arange(0, D) < S
     loss = tl.zeros((), tl.float64)
-    i = tl.program_id(0).to(tl.int64) * RUN
-    end = tl.minimum(i + RUN, n)
-    centre = tl.load(p_place + i)
+    i = first + tl.program_id(0).to(tl.int64) * RUN
+    end = tl.minimum(i + RUN, last)
+    centre = tl.load(p_words + i).to(tl.int64)
     while (i < end) & (centre >= 0):
         left = tl.load(p_left + i).to(tl.int64)
         right = tl.load(p_right + i).to(tl.int64)
         j = left + (left == i).to(tl.int64)
         if j < right:
+            alpha = tl.load(p_alpha + i)
             negative = (slot > 0) & (slot <= NEGATIVE)
             other = tl.load(p_negative + i * NEGATIVE + slot - 1, mask=negative, other=0).to(tl.int64)
-            weight = tl.load(p_weight + i * NEGATIVE + slot - 1, mask=negative, other=0).to(tl.float32)
+            weight = tl.load(p_count + i * NEGATIVE + slot - 1, mask=negative, other=0).to(tl.float32)
             weight = tl.where(own, 1.0, weight)
-            output = tl.where(own, tl.load(p_ids + centre).to(tl.int64), other)
+            output = tl.where(own, centre, other)
             p_output = p_u + output[:, None] * S + tl.arange(0, D)[None, :]
             used = (weight > 0)[:, None] & columns[None, :]
             u = tl.load(p_output, mask=used, other=0.0, cache_modifier=".cg")
             gain = tl.zeros((K, D), tl.float32)
             losses = tl.zeros((K,), tl.float32)
-            word, p_input, v = _row(p_v, p_ids, p_place, j, j < right, S, D)
+            word, p_input, v = _row(p_v, p_words, j, j < right, S, D)
             while j < right:
                 j += 1
                 j += (j == i).to(tl.int64)
-                next_word, p_next, next_v = _row(p_v, p_ids, p_place, j, j < right, S, D)
+                next_word, p_next, next_v = _row(p_v, p_words, j, j < right, S, D)
                 one, error = _loss(tl.sum(u * v[None, :], 1), own)
                 losses += weight * one
                 g = alpha * weight * error
@@ -114,7 +116,7 @@ def _sgns_kernel(  # type: ignore[no-untyped-def]
             tl.debug_barrier()
             loss += tl.sum(losses.to(tl.float64))
         i += 1
-        centre = tl.load(p_place + i, mask=i < end, other=NONE)
+        centre = tl.load(p_words + i, mask=i < end, other=NONE).to(tl.int64)
     tl.store(p_loss + tl.program_id(0), loss)
 
 
@@ -193,8 +195,52 @@ def _tile(rows: int, columns: int, name: str) -> tuple[int, int, int]:
     """Of a tile of so many outputs its padded rows and columns, and the warps that hold it."""
     k, d = triton.next_power_of_2(rows), max(triton.next_power_of_2(columns), 32)
     if k * d > MOST:
-        raise ValueError(f"{name} must be at most {MOST // d - 1} for rows of {columns} numbers on cuda, got {rows - 1}")
+        raise ValueError(
+            f"{name} must be at most {MOST // d - 1} for rows of {columns} numbers on cuda, got {rows - 1}"
+        )
     return k, d, max(1, k * d // WARP)
+
+
+def pairs_(
+    v: Tensor,
+    u: Tensor,
+    words: Tensor,
+    left: Tensor,
+    right: Tensor,
+    negatives: Tensor,
+    counts: Tensor,
+    alpha: Tensor,
+    first: int,
+    last: int,
+) -> Tensor:
+    negative, columns = negatives.shape[1], v.shape[1]
+    k, d, warps = _tile(1 + negative, columns, "negative")
+    programs = triton.cdiv(max(last - first, 0), RUN)
+    losses = torch.empty(programs, dtype=torch.float64, device=v.device)
+    if programs:
+        with on(v):
+            _pairs_kernel[(programs,)](
+                v,
+                u,
+                words,
+                left,
+                right,
+                negatives,
+                counts,
+                alpha,
+                losses,
+                first,
+                last,
+                NEGATIVE=negative,
+                K=k,
+                S=columns,
+                D=d,
+                RUN=RUN,
+                num_warps=warps,
+                **OPTIONS,
+                **REGISTERS,
+            )
+    return losses.sum()
 
 
 def sgns_(
@@ -212,35 +258,9 @@ def sgns_(
     epoch: int,
     block: int,
 ) -> Tensor:
-    n, columns = ids.shape[0], v.shape[1]
-    k, d, warps = _tile(1 + negative, columns, "negative")
-    place, left, right, negatives, weights = drawn(
-        ids, offsets, keep, threshold, alias, window, negative, seed, epoch, block
-    )
-    losses = torch.zeros(triton.cdiv(n, RUN), dtype=torch.float64, device=v.device)
-    if n:
-        with on(v):
-            _sgns_kernel[(triton.cdiv(n, RUN),)](
-                v,
-                u,
-                ids,
-                place,
-                left,
-                right,
-                negatives,
-                weights,
-                losses,
-                n,
-                alpha,
-                NEGATIVE=negative,
-                K=k,
-                S=columns,
-                D=d,
-                RUN=RUN,
-                num_warps=warps,
-                **OPTIONS,
-            )
-    return losses.sum()
+    drawn = draws(ids, offsets, keep, threshold, alias, window, negative, seed, epoch, block)[1:]
+    rates = torch.full(ids.shape, alpha, dtype=torch.float32, device=v.device)
+    return pairs_(v, u, *drawn, rates, 0, ids.shape[0])
 
 
 def image_(
@@ -248,7 +268,7 @@ def image_(
 ) -> Tensor:
     n, columns = words.shape[0], v.shape[1]
     k, d, warps = _tile(1 + negative.shape[1], columns, "image_negative")
-    losses = torch.zeros(triton.cdiv(n, PAIRS), dtype=torch.float64, device=v.device)
+    losses = torch.empty(triton.cdiv(n, PAIRS), dtype=torch.float64, device=v.device)
     if n:
         with on(v):
             _image_kernel[(triton.cdiv(n, PAIRS),)](

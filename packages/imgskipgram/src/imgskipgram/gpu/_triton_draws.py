@@ -4,7 +4,7 @@ In the kernels `p_` is a pointer and a capital is known when compiling. Samples 
 not in between: a step is a chain of waits for memory, and the alias table would be two more of them.
 """
 
-# mypy: disable-error-code="assignment,misc"
+# mypy: disable-error-code="assignment,misc,untyped-decorator"
 
 from __future__ import annotations
 
@@ -71,6 +71,12 @@ def _noise(p_threshold, p_alias, vocabulary, seed, epoch, sentence, position, j,
     return tl.where(below, index, other).to(tl.int32)
 
 
+@triton.jit
+def _image(images, seed, epoch, sentence, position, j):  # type: ignore[no-untyped-def]
+    a, _, c, _ = _words(seed, epoch, sentence, position, 1 + j // 2 + IMAGE_STREAM)
+    return tl.umulhi(tl.where(j % 2 == 0, a, c), tl.zeros_like(a) + images.to(tl.uint32))
+
+
 # --- kernels --------------------------------------------------------------------------------------------------------
 
 
@@ -113,10 +119,11 @@ def _compact_kernel(  # type: ignore[no-untyped-def]
     p_threshold,
     p_alias,
     p_place,
+    p_words,
     p_left,
     p_right,
     p_negative,
-    p_weight,
+    p_count,
     n: tl.int64,
     vocabulary: tl.int64,
     seed: tl.int64,
@@ -126,8 +133,7 @@ def _compact_kernel(  # type: ignore[no-untyped-def]
     K: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Words that are kept move together. `p_through` counts them up to each place; `p_weight` gets how often a negative
-    counts: not again where it repeats."""
+    """Words that are kept move together, by how many are kept up to each place: `p_through`."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     kept = tl.load(p_kept + at, mask=at < n, other=0) > 0
     rank = tl.load(p_through + at, mask=kept, other=1) - 1
@@ -138,12 +144,14 @@ def _compact_kernel(  # type: ignore[no-untyped-def]
     first = tl.load(p_through + begin - 1, mask=kept & (begin > 0), other=0)
     last = tl.load(p_through + end - 1, mask=kept, other=0)
     tl.store(p_place + rank, at.to(tl.int32), mask=kept)
+    target = tl.load(p_ids + at, mask=kept, other=0).to(tl.int32)
+    tl.store(p_words + rank, target, mask=kept)
     tl.store(p_left + rank, tl.maximum(first, rank - width), mask=kept)
     tl.store(p_right + rank, tl.minimum(last, rank + width + 1), mask=kept)
     if NEGATIVE:
         k = tl.arange(0, K)[None, :]
         asked = kept[:, None] & (k < NEGATIVE)
-        target = tl.load(p_ids + at, mask=kept, other=0).to(tl.int32)[:, None]
+        target = target[:, None]
         number = (sentence + block)[:, None]
         position = (at - begin)[:, None]
         word = _noise(p_threshold, p_alias, vocabulary, seed, epoch, number, position, k, asked)
@@ -157,23 +165,22 @@ def _compact_kernel(  # type: ignore[no-untyped-def]
             again = again & (word == target)
             attempt += 1
         word = tl.where(again, NONE, word)
-        weight = tl.zeros_like(word)
+        count = tl.zeros_like(word)
         for q in range(NEGATIVE):
             same = word == tl.sum(tl.where(k == q, word, 0), 1)[:, None]
-            weight = tl.where(same & (k > q), -NEGATIVE, weight + same.to(tl.int32))
+            count = tl.where(same & (k > q), -NEGATIVE, count + same.to(tl.int32))
         row = rank.to(tl.int64)[:, None] * NEGATIVE + k
         tl.store(p_negative + row, word, mask=asked)
-        tl.store(p_weight + row, tl.where(again, 0, tl.maximum(weight, 0)), mask=asked)
+        tl.store(p_count + row, tl.where(again, 0, tl.maximum(count, 0)), mask=asked)
 
 
 @triton.jit(do_not_specialize=VARY)
 def _pictures_kernel(  # type: ignore[no-untyped-def]
-    p_ids,
-    p_offsets,
     p_place,
+    p_words,
+    p_offsets,
     p_image_ptr,
     p_image_ids,
-    p_word,
     p_positive,
     p_negative,
     n: tl.int64,
@@ -188,11 +195,10 @@ def _pictures_kernel(  # type: ignore[no-untyped-def]
 ):
     rank = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     at = tl.load(p_place + rank, mask=rank < n, other=NONE).to(tl.int64)
-    word = tl.load(p_ids + at, mask=at >= 0, other=0).to(tl.int64)
+    word = tl.load(p_words + rank, mask=at >= 0, other=0).to(tl.int64)
     begin = tl.load(p_image_ptr + word, mask=at >= 0, other=0)
     own = tl.load(p_image_ptr + word + 1, mask=at >= 0, other=0) - begin
     grounded = (own > 0) & (own < images)
-    word = tl.where(grounded, word, NONE).to(tl.int32)
     if tl.max(grounded.to(tl.int32)) > 0:
         sentence = _sentence_of(p_offsets, sentences, at, grounded)
         position = at - tl.load(p_offsets + sentence, mask=grounded, other=0)
@@ -208,8 +214,7 @@ def _pictures_kernel(  # type: ignore[no-untyped-def]
         attempt = tl.full((), 0, tl.int32)
         while (tl.max(missing.to(tl.int32)) > 0) & (attempt < TRIES):
             j = attempt * NEGATIVE + k
-            a, b, c, d = _words(seed, epoch, number[:, None], position[:, None], 1 + j // 2 + IMAGE_STREAM)
-            drawn = tl.umulhi(tl.where(j % 2 == 0, a, c), tl.zeros_like(a) + images.to(tl.uint32))
+            drawn = _image(images, seed, epoch, number[:, None], position[:, None], j)
             # The last of the word's own images that is not above the one drawn, by halving.
             low = tl.zeros((BLOCK, K), tl.int64) + begin[:, None]
             high = low + own[:, None]
@@ -224,61 +229,15 @@ def _pictures_kernel(  # type: ignore[no-untyped-def]
             missing = missing & shown
             attempt += 1
         tl.store(p_negative + rank[:, None] * NEGATIVE + k, image, mask=(rank < n)[:, None] & (k < NEGATIVE))
-    tl.store(p_word + rank, word, mask=rank < n)
 
 
 # --- launchers ------------------------------------------------------------------------------------------------------
 
 
-def drawn(
-    ids: Tensor,
-    offsets: Tensor,
-    keep: Tensor,
-    threshold: Tensor,
-    alias: Tensor,
-    window: int,
-    negative: int,
-    seed: int,
-    epoch: int,
-    block: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What `draws` gives, and how often each negative counts."""
-    n, sentences = ids.shape[0], offsets.shape[0] - 1
-    kept, width, sentence, left, right, place = ids.new_full((6, n), NONE.value, dtype=torch.int32)
-    negatives, weights = ids.new_full((2, n, negative), NONE.value, dtype=torch.int32)
-    if n:
-        slots = triton.next_power_of_2(max(negative, 1))
-        few = max(1, BLOCK // slots)
-        with on(ids):
-            _select_kernel[(triton.cdiv(n, BLOCK),)](
-                ids, offsets, keep, kept, width, sentence, n, sentences, window, seed, epoch, block, BLOCK=BLOCK, **OPTIONS
-            )
-            through = kept.cumsum(0, dtype=torch.int32)
-            _compact_kernel[(triton.cdiv(n, few),)](
-                ids,
-                offsets,
-                kept,
-                width,
-                sentence,
-                through,
-                threshold,
-                alias,
-                place,
-                left,
-                right,
-                negatives,
-                weights,
-                n,
-                threshold.shape[0],
-                seed,
-                epoch,
-                block,
-                NEGATIVE=negative,
-                K=slots,
-                BLOCK=few,
-                **OPTIONS,
-            )
-    return place, left, right, negatives, weights
+def _shape(negative: int) -> tuple[int, int]:
+    """Padded columns of a table of negatives, and the rows of a program."""
+    columns = triton.next_power_of_2(max(negative, 1))
+    return columns, max(1, BLOCK // columns)
 
 
 def draws(
@@ -292,14 +251,63 @@ def draws(
     seed: int,
     epoch: int,
     block: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return drawn(ids, offsets, keep, threshold, alias, window, negative, seed, epoch, block)[:4]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    n, sentences = ids.shape[0], offsets.shape[0] - 1
+    kept, width, sentence = (torch.empty(n, dtype=torch.int32, device=ids.device) for _ in range(3))
+    place, words, left, right = (torch.full_like(kept, NONE.value) for _ in range(4))
+    negatives, counts = (kept.new_full((n, negative), NONE.value) for _ in range(2))
+    if n:
+        columns, rows = _shape(negative)
+        with on(ids):
+            _select_kernel[(triton.cdiv(n, BLOCK),)](
+                ids,
+                offsets,
+                keep,
+                kept,
+                width,
+                sentence,
+                n,
+                sentences,
+                window,
+                seed,
+                epoch,
+                block,
+                BLOCK=BLOCK,
+                **OPTIONS,
+            )
+            through = kept.cumsum(0, dtype=torch.int32)
+            _compact_kernel[(triton.cdiv(n, rows),)](
+                ids,
+                offsets,
+                kept,
+                width,
+                sentence,
+                through,
+                threshold,
+                alias,
+                place,
+                words,
+                left,
+                right,
+                negatives,
+                counts,
+                n,
+                threshold.shape[0],
+                seed,
+                epoch,
+                block,
+                NEGATIVE=negative,
+                K=columns,
+                BLOCK=rows,
+                **OPTIONS,
+            )
+    return place, words, left, right, negatives, counts
 
 
 def pictures(
-    ids: Tensor,
-    offsets: Tensor,
     place: Tensor,
+    words: Tensor,
+    offsets: Tensor,
     image_ptr: Tensor,
     image_ids: Tensor,
     images: int,
@@ -307,21 +315,18 @@ def pictures(
     seed: int,
     epoch: int,
     block: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     n = place.shape[0]
-    word, positive = place.new_full((2, n), NONE.value)
-    negatives = place.new_full((n, negative), NONE.value)
+    positive, negatives = (place.new_full(shape, NONE.value) for shape in ((n,), (n, negative)))
     if n:
-        slots = triton.next_power_of_2(max(negative, 1))
-        few = max(1, BLOCK // slots)
-        with on(ids):
-            _pictures_kernel[(triton.cdiv(n, few),)](
-                ids,
-                offsets,
+        columns, rows = _shape(negative)
+        with on(place):
+            _pictures_kernel[(triton.cdiv(n, rows),)](
                 place,
+                words,
+                offsets,
                 image_ptr,
                 image_ids,
-                word,
                 positive,
                 negatives,
                 n,
@@ -331,8 +336,8 @@ def pictures(
                 epoch,
                 block,
                 NEGATIVE=negative,
-                K=slots,
-                BLOCK=few,
+                K=columns,
+                BLOCK=rows,
                 **OPTIONS,
             )
-    return word, positive, negatives
+    return positive, negatives
