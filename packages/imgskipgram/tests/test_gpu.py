@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NONE = 2**32 - 1
 SEED, EPOCH, FIRST = 2**40 + 7, 2, 2**33 + 5
 V, M = 23, 9
-LENGTHS = [0, 7, 0, 0, 20, 1, 31, 0, 50, 0]
+LENGTHS = [0, 5, 0, 0, 12, 1, 26, 0, 45, 0]
 OBJECTIVES = pytest.mark.parametrize("objective", ["nce", "margin", "infonce"])
 IMPLEMENTATIONS = ["reference", "triton", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -221,7 +221,7 @@ def defined(columns: int, s: definition.Samples) -> tuple[Any, Any, Any]:
     return v, u, np.array(losses)
 
 
-@pytest.mark.parametrize(("columns", "negative"), [(7, 5), (100, 1), (100, 5), (100, 20), (300, 5)])
+@pytest.mark.parametrize(("columns", "negative"), [(7, 1), (100, 5), (100, 20), (300, 5)])
 def test_a_sentence_is_trained_as_defined(ops, columns, negative):
     s = samples(negative=negative)
     got, exact = train(ops, ops.device, torch.float32, columns, s), defined(columns, s)
@@ -299,6 +299,27 @@ def test_words_approach_their_images_as_defined(ops, columns, objective):
     assert_within_twice(actual, reference, exact)
     assert float(loss) == pytest.approx(total, rel=1e-5)
     assert not actual[:, columns:].any()
+
+
+def test_no_update_is_lost_where_all_programs_want_the_same_rows(ops):
+    """At a rate so small that no step changes the gradient of another, the sum of all is the one found at once."""
+    n, alpha = (20_000, 1e-6) if ops.device == "cuda" else (100, 1e-5)
+    ids = torch.from_numpy(np.random.default_rng(7).integers(0, 3, n).astype(np.uint32))
+    given = ids, torch.arange(0, n + 1, 20), *tables(samples(keep=np.full(V, NONE, np.uint32)))
+    v, u = rows(V, 7, 1), rows(V, 7, 2)
+    _, words, left, right, negatives, _ = (x.to(torch.int64) for x in _reference.draws(*given, 3, 5, SEED, EPOCH, 0))
+    centre, context = torch.tensor([(i, j) for i in range(n) for j in range(left[i], right[i]) if j != i]).T
+    outputs = torch.cat([words[centre][:, None], negatives[centre]], 1)
+    x, y = v.double()[words[context]], u.double()[outputs]
+    label = (torch.arange(6) == 0).double()
+    g = alpha * (label - torch.sigmoid((y @ x[:, :, None])[:, :, 0])) * (outputs >= 0)
+    dv = torch.zeros_like(v, dtype=torch.float64).index_add_(0, words[context], (g[:, None] @ y)[:, 0])
+    gain = (g[:, :, None] * x[:, None]).flatten(0, 1)
+    du = torch.zeros_like(u, dtype=torch.float64).index_add_(0, outputs.flatten() % V, gain)
+    one, two = (x.to(ops.device, copy=True) for x in (v, u))
+    ops.sgns_(one, two, *(x.to(ops.device) for x in given), 3, 5, alpha, SEED, EPOCH, 0)
+    for after, before, change in ((one, v, dv), (two, u, du)):
+        assert (after.cpu().double() - before.double() - change).norm() < 0.05 * change.norm()
 
 
 def test_a_word_that_repeats_gets_all_its_updates(ops):

@@ -7,6 +7,7 @@ thousands of programs at once, and images of a piece before its text.
 from __future__ import annotations
 
 import math
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -149,8 +150,7 @@ class Cuda:
     def _ids(self, ids: NDArray[np.uint32], first: int, last: int) -> Tensor:
         if self._known is None or self._known[0] is not ids:
             self._known = None
-            free = torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else 0
-            if ids.nbytes > free // _SHARE:
+            if ids.nbytes > _free(self._device) // _SHARE:
                 return self._on_device(np.ascontiguousarray(ids[first:last]))
             self._known = ids, self._on_device(np.asarray(ids))
         return self._known[1][first:last]
@@ -161,6 +161,11 @@ class Cuda:
         before = place.done + (place.first_token + token) // _RATE_BLOCK * _RATE_BLOCK
         rate = place.alpha - (place.alpha - place.min_alpha) * before / place.total
         return rate.clamp(min=place.min_alpha).float()
+
+
+def _free(device: torch.device) -> int:
+    """Bytes of memory that nobody has."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else sys.maxsize
 
 
 def _chunks(offsets: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:

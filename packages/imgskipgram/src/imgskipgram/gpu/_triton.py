@@ -29,7 +29,7 @@ RUN = 32  # centres of a program, one after the other
 PAIRS = 8  # words with an image of a program
 WARP = 1024  # numbers of a tile for one warp: 32 registers of a thread
 MOST = 32 * WARP
-REGISTERS = {"maxnreg": 128}  # 16 programs of one warp on a multiprocessor
+REGISTERS = 128  # of a thread, where a program is one warp: 16 of them on a multiprocessor
 
 
 @triton.jit
@@ -237,8 +237,8 @@ def pairs_(
                 D=d,
                 RUN=RUN,
                 num_warps=warps,
+                maxnreg=REGISTERS if warps == 1 else None,
                 **OPTIONS,
-                **REGISTERS,
             )
     return losses.sum()
 
