@@ -89,7 +89,7 @@ class Engine(Protocol):
         """
 
     def vectors(self) -> NDArray[np.float32]:
-        """The input vectors as they are now, `[V, D]`."""
+        """The input vectors as they are now, `[V, D]`; another `run` may change them."""
 
     def finish(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """v and u as they are now; another `run` does not change these arrays."""
@@ -166,7 +166,7 @@ class Cpu:
         )
 
     def vectors(self) -> NDArray[np.float32]:
-        return exported(self._v, self._options.vector_size)
+        return exported(self._v, self._options.vector_size, copy=False)
 
     def finish(self) -> tuple[NDArray[Any], NDArray[Any]]:
         self._own = False

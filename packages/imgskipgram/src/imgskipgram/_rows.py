@@ -11,7 +11,7 @@ from . import _core
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["copied", "edited", "exported", "fresh", "rounded", "zeros"]
+__all__ = ["copied", "edited", "exported", "fresh", "infinite", "rounded", "zeros"]
 
 _AT_ONCE = 1 << 20  # numbers
 
@@ -41,12 +41,12 @@ def fresh(first: int, last: int, columns: int, dtype: str, seed: int) -> NDArray
     return rows
 
 
-def exported(rows: NDArray[Any], columns: int) -> NDArray[np.float32]:
-    """The vectors in float32, as a copy."""
+def exported(rows: NDArray[Any], columns: int, *, copy: bool = True) -> NDArray[np.float32]:
+    """The vectors in float32; without `copy` they may be the rows themselves."""
     vectors = rows[:, :columns]
     if vectors.dtype == np.uint16:
         return np.asarray(vectors.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return vectors.astype(np.float32)
+    return vectors.astype(np.float32, copy=copy)
 
 
 def rounded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
@@ -59,9 +59,17 @@ def rounded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 def edited(rows: NDArray[Any], vectors: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     """The rows, with those vectors that are no longer what `exported` made of them; the same array if all are."""
-    changed = (exported(rows, vectors.shape[1]) != vectors).any(1)
+    changed = (exported(rows, vectors.shape[1], copy=False) != vectors).any(1)
     if not changed.any():
         return rows
     copy = copied(rows, vectors.shape[1], dtype)
     copy[changed, : vectors.shape[1]] = rounded(vectors[changed], dtype)
     return copy
+
+
+def infinite(vectors: NDArray[Any]) -> int | None:
+    """The first row with NaN or infinity."""
+    if np.isfinite(np.vdot(vectors, vectors)):
+        return None
+    finite = np.isfinite(vectors).all(1)  # the squares of finite numbers may be too large
+    return None if finite.all() else int(finite.argmin())

@@ -10,7 +10,7 @@ import numpy as np
 from ._engine import check_device
 from ._grounding import Grounding
 from ._options import Options
-from ._rows import copied, edited, exported, fresh, zeros
+from ._rows import copied, edited, exported, fresh, infinite, zeros
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -115,8 +115,7 @@ class State:
                 f"wv must keep the {len(words)} words of the vocabulary and {columns} columns, got vectors of shape "
                 f"{vectors.shape}"
             )
-        if not np.isfinite(vectors).all():
-            row = int(np.isfinite(vectors).all(1).argmin())
+        if (row := infinite(vectors)) is not None:
             raise ValueError(f"wv.vectors must be finite, got NaN or infinity for {words[row]!r}")
         lockf = np.ascontiguousarray(getattr(self.wv, "vectors_lockf", np.ones(1)), np.float32)
         if lockf.shape not in ((1,), (len(words),)) or not np.isfinite(lockf).all():

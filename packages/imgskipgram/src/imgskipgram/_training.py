@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._engine import Cpu, Engine, Place, Totals, engine
-from ._rows import exported, zeros
+from ._rows import exported, infinite, zeros
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Cpu", "Engine", "Place", "Plan", "Totals", "Trainer", "run"]
 
 _PARTS, _TEXT_ALONE = 20, 4  # of a training: images are placed anew before each part, the first time before this one
-_LOOK = 0.1  # seconds between looks at signals and progress
+_LOOK = 0.1  # seconds between looks at progress
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,11 @@ class Trainer:
                 if self._shared is not None and marks and marks[0] <= here:
                     marks = [mark for mark in marks if mark > here]
                     self._place(self._shared.pull(self.engine.vectors()))
-                end = min(sentences, int(np.searchsorted(tokens.offsets, marks[0] - at))) if marks else sentences
+                end = (
+                    min(sentences, int(np.searchsorted(tokens.offsets, np.uint64(marks[0] - at))))
+                    if marks
+                    else sentences
+                )
                 part = replace(tokens, offsets=tokens.offsets[begin : end + 1], first=tokens.first + begin)
                 totals = totals.plus(wait(partial(self.engine.run, part, self.z, replace(place, first_token=at))))
                 begin = end
@@ -159,7 +163,7 @@ def _run(pool: ThreadPoolExecutor, bar: Any, call: Callable[[NDArray[np.uint8], 
     try:
         future = pool.submit(call, stop, progress)
         while not future.done():
-            wait([future], _LOOK)
+            wait([future], None if bar.disable else _LOOK)
             now = int(progress[0])
             bar.update(now - shown)
             shown = now
@@ -169,15 +173,12 @@ def _run(pool: ThreadPoolExecutor, bar: Any, call: Callable[[NDArray[np.uint8], 
         raise
 
 
-def _check_finite(rows: NDArray[Any], names: Sequence[str], plan: Plan) -> None:
-    values = exported(rows, rows.shape[1]) if rows.dtype == np.uint16 else rows
-    if np.isfinite(np.vdot(values, values)):
-        return
-    finite = np.isfinite(values).all(1)  # the squares of finite numbers may be too large
-    if not finite.all():
+def _check_finite(rows: NDArray[Any], words: Sequence[str], plan: Plan) -> None:
+    row = infinite(exported(rows, rows.shape[1], copy=False) if rows.dtype == np.uint16 else rows)
+    if row is not None:
         raise FloatingPointError(
-            f"vectors must stay finite, got NaN or infinity for {names[int(finite.argmin())]!r} after epoch "
-            f"{plan.done + 1} of {plan.epochs}; lower alpha"
+            f"vectors must stay finite, got NaN or infinity for {words[row]!r} after epoch {plan.done + 1} of "
+            f"{plan.epochs}; lower alpha"
         )
 
 
