@@ -396,11 +396,11 @@ def test_callbacks_are_called_in_gensims_order_with_the_vectors_of_the_epoch() -
     "options",
     [
         {"dtype": "float64"},
-        {"projection": "free"},
+        {"projection": "free", "deterministic": True},
         {"projection": "fixed", "objective": "margin", "negatives": "batch"},
         {"objective": "infonce", "negatives": "pair"},
     ],
-    ids=lambda options: "-".join(options.values()),
+    ids=lambda options: "-".join(map(str, options.values())),
 )
 def test_what_broke_off_goes_on_to_the_same_bits(
     tmp_path: Any, options: dict[str, Any], epoch: int, suffix: str
@@ -572,6 +572,16 @@ def test_threads_change_no_sample() -> None:
         (row["text_pairs"], row["image_pairs"]) for w in (1, 2, 5) for row in model(workers=w).fit(LEE, BANK).losses_
     }
     assert len(counts) == 3  # one for each epoch
+
+
+@pytest.mark.parametrize("projection", ["shared", "free"])
+def test_a_deterministic_training_has_the_same_bits_for_any_number_of_threads(projection: str) -> None:
+    options = {"deterministic": True, "projection": projection, "sample": 0.01}
+    one, *others = (model(**options, workers=workers).fit(LEE, BANK) for workers in (1, 2, 3, 8))
+    for other in others:
+        assert_same(other, one)
+        assert other.losses_ == one.losses_
+    assert one.losses_[-1]["image_pairs"]
 
 
 def test_nothing_is_shown_without_progress_and_a_bar_with_it(capfd: pytest.CaptureFixture[str]) -> None:
