@@ -1,0 +1,18 @@
+"""How good word vectors are: likeness of words, analogies, and pictures of words that were never shown."""
+
+from __future__ import annotations
+
+from ._analogy import Analogy, Section, analogy
+
+
+from ._similarity import Similarity, similarity
+from ._split import split
+
+__all__ = [
+    "Analogy",
+    "Section",
+    "Similarity",
+    "analogy",
+    "similarity",
+    "split",
+]
