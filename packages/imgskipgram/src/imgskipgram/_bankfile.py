@@ -47,6 +47,7 @@ def arrays_of(bank: ImageBank) -> dict[str, Any]:
         "version": _VERSION,
         "ids": bank.ids,
         "words": bank.words,
+        "hidden": bank.hidden,
         "report": bank.report_,
     }
     sizes = [_NO_THUMBNAIL if data is None else len(data) for data in bank.thumbnails]
@@ -99,9 +100,11 @@ def bank_of(arrays: Mapping[str, Any]) -> ImageBank:
     ids, words, report = header["ids"], header["words"], header["report"]
     if not (isinstance(ids, list) and isinstance(words, list) and isinstance(report, dict)):
         raise ValueError("ids and words must be lists, the report an object")
-    if not all(isinstance(entry, list) for entry in words):
-        raise ValueError("words must be lists")
+    hidden = header.get("hidden", [[]] * len(words))
+    if not all(isinstance(entry, list) for entry in [*words, *hidden]) or len(hidden) != len(words):
+        raise ValueError("words must be lists, and hidden ones as many")
     bank = ImageBank(arrays["features"], words, ids, _thumbnails(arrays["thumbnails"], arrays["thumbnail_sizes"]))
+    bank.hidden = tuple(tuple(str(word) for word in entry) for entry in hidden)
     bank.report_ = {str(name): int(count) for name, count in report.items()} | bank.report_
     return bank
 

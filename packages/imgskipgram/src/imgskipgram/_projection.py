@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Shared", "fixed", "linear"]
+__all__ = ["Shared", "directions", "fixed", "linear", "pairs", "principal"]
 
 _POWER, _GAMMA, _RIDGE = 0.25, 1.25, 0.3  # of features, of the kernel, of its system: chosen on splits 100-119
 _NEIGHBOURS, _SMOOTHING, _STEPS = 20, 0.5, 20
@@ -55,10 +55,10 @@ class Shared:
     def __init__(self, features: NDArray[np.float32], start: NDArray[np.uint64], images: NDArray[np.uint32]) -> None:
         from scipy.sparse import csr_array
 
-        words, rows = _pairs(start, images)
+        words, rows = pairs(start, images)
         self._words, columns = np.unique(words, return_inverse=True)
         shape = len(features), len(self._words)
-        x = _unit(_unit(np.sign(features) * np.sqrt(np.sqrt(np.abs(features)))), centred=True)
+        x = directions(features)
         kernel, weights = _ridge(x, rows, columns, shape[1])
         small = shape[1] <= len(weights)
         self._left = _smoothed(x, kernel @ weights if small else kernel)
@@ -123,7 +123,7 @@ def fixed(features: NDArray[np.float32], columns: int) -> NDArray[np.float32]:
         >>> fixed(np.array([[0, 1], [1, 1], [5, 1]], np.float32), 3).tolist()
         [[-1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
     """
-    parts = _principal(features, columns)
+    parts = principal(features, columns)
     return np.pad(_unit(parts), ((0, 0), (0, columns - parts.shape[1]))).astype(np.float32)
 
 
@@ -150,8 +150,8 @@ def linear(
         rho: r is `rho` times the mean eigenvalue of the sum.
         components: at most so many of them.
     """
-    parts = _principal(features, components)
-    words, rows = _pairs(start, images)
+    parts = principal(features, components)
+    words, rows = pairs(start, images)
     there = vectors[words].any(1)
     words, rows = words[there], rows[there]
     grounded, columns = np.unique(words, return_inverse=True)
@@ -164,14 +164,14 @@ def linear(
     return mu, _unit(parts @ np.linalg.solve(system, inputs.T @ (unit - mu)[columns]))
 
 
-def _pairs(start: NDArray[np.uint64], images: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def pairs(start: NDArray[np.uint64], images: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Of every pair the word's number and the image's row."""
     ends = start.astype(np.int64)
     counts = ends[1:] - ends[:-1]
     return np.repeat(np.arange(len(counts)), counts), images.astype(np.int64)
 
 
-def _principal(features: NDArray[np.float32], count: int) -> NDArray[np.float64]:
+def principal(features: NDArray[np.float32], count: int) -> NDArray[np.float64]:
     """The first min(count, df, M - 1) principal components, zeros behind the rank; the largest entry is positive."""
     rows = features.astype(np.float64)
     rows -= rows.mean(0)
@@ -186,10 +186,14 @@ def _principal(features: NDArray[np.float32], count: int) -> NDArray[np.float64]
     return np.asarray(np.where(largest < 0, -parts, parts))
 
 
-def _unit(rows: NDArray[Any], centred: bool = False) -> NDArray[Any]:
-    """Rows with length 1, after their mean is subtracted if so asked; rows of zeros stay."""
-    if centred:
-        rows = rows - rows.mean(0, dtype=np.float64).astype(rows.dtype)
+def directions(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """x_i of `Shared`: how a picture differs from the mean picture, when single large features do not count most."""
+    x = _unit(np.sign(features) * np.sqrt(np.sqrt(np.abs(features))))
+    return np.asarray(_unit(x - x.mean(0, dtype=np.float64).astype(np.float32)))
+
+
+def _unit(rows: NDArray[Any]) -> NDArray[Any]:
+    """Rows with length 1; rows of zeros stay."""
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(length > 0, length, 1)
 

@@ -22,6 +22,8 @@ class ImageBank:
     Attributes:
         features: float32 `[M, df]`, read-only.
         words: of each image its labels; an image without labels is a candidate of `explain` all the same.
+        hidden: of each image the labels that `without_labels` took away: what held-out words are measured by. Neither
+            training nor explanations see them.
         ids: of each image a name that no other has.
         thumbnails: of each image an encoded picture (PNG, JPEG, WebP or GIF), or None.
         report_: what was counted on the way: `images`, `labelled`, `words`, and, by the way in, `skipped` (broken
@@ -38,6 +40,7 @@ class ImageBank:
 
     features: NDArray[np.float32]
     words: tuple[tuple[str, ...], ...]
+    hidden: tuple[tuple[str, ...], ...]
     ids: tuple[str, ...]
     thumbnails: tuple[bytes | None, ...]
     report_: dict[str, int]
@@ -61,6 +64,7 @@ class ImageBank:
         if repeated := _repeated(self.ids):
             raise ValueError(f"ids must differ, got {repeated[0]!r} in rows {repeated[1]} and {repeated[2]}")
         self.words = tuple(_labels(entry, row) for row, entry in enumerate(words))
+        self.hidden = ((),) * count
         pictures = [None] * count if thumbnails is None else thumbnails
         self.thumbnails = tuple(encoded(picture, row) for row, picture in enumerate(pictures))
         self.report_ = {}
@@ -195,11 +199,13 @@ class ImageBank:
         write(path, self)
 
     def without_labels(self, words: Collection[str]) -> ImageBank:
-        """The same images, of which none is labelled with these words any more."""
+        """The same images, of which none is labelled with these words any more; `hidden` remembers the labels."""
         gone = {words} if isinstance(words, str) else set(words)
         bank = ImageBank.__new__(ImageBank)
         bank.features, bank.ids, bank.thumbnails = self.features, self.ids, self.thumbnails
         bank.words = tuple(tuple(word for word in labels if word not in gone) for labels in self.words)
+        taken = (tuple(word for word in labels if word in gone) for labels in self.words)
+        bank.hidden = tuple(before + more for before, more in zip(self.hidden, taken, strict=True))
         bank.report_ = dict(self.report_)
         bank._count()
         return bank

@@ -44,9 +44,9 @@ def similarity(wv: KeyedVectors, pairs: str | os.PathLike[str] | Iterable[tuple[
 
     Args:
         wv: vectors of words, such as `model.wv`.
-        pairs: (word, word, score), or a file of lines with them, split at tabs, else at commas, else at white space; the
-            score is the first number behind the words. A header and comments (`#`) are skipped; .gz, .bz2 and .xz are
-            read.
+        pairs: (word, word, score), or a file of lines with them, split at tabs, else at commas, else at white space;
+            the score is the first number behind the words. A header and comments (`#`) are skipped; .gz, .bz2 and .xz
+            are read.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -59,7 +59,7 @@ def similarity(wv: KeyedVectors, pairs: str | os.PathLike[str] | Iterable[tuple[
         >>> wv.add_vectors(["cat", "dog", "car"], [[1.0, 0.0], [0.9, 0.4], [-0.2, 1.0]])
         >>> pairs = [("cat", "dog", 9.0), ("dog", "car", 2.5), ("cat", "car", 1.0), ("cat", "unicorn", 3.0)]
         >>> print(evaluate.similarity(wv, pairs))
-        Spearman 1.0000, Pearson 0.9763, 3 pairs, 1 left out
+        Spearman 1.0000, Pearson 0.9797, 3 pairs, 1 left out
     """
     from scipy.stats import rankdata
 

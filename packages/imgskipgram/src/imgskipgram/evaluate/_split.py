@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["split"]
 
 
-def split(
-    bank: ImageBank, wv: KeyedVectors, held_out: float = 0.2, seed: int = 0
-) -> tuple[ImageBank, tuple[str, ...]]:
+def split(bank: ImageBank, wv: KeyedVectors, held_out: float = 0.2, seed: int = 0) -> tuple[ImageBank, tuple[str, ...]]:
     """Take the labels of some words away, to see later whether the words find their pictures.
 
     Words with the same head, the last part of the lower-case word split at `_`, `-` and spaces, go together: with
@@ -41,7 +39,7 @@ def split(
         >>> labels = ["tiger_shark", "dog", "white_shark", "cat"]
         >>> bank = ImageBank.from_features([[1.0], [2.0], [3.0], [4.0]], labels)
         >>> vocabulary = SimpleNamespace(key_to_index={"dog": 0, "shark": 1, "cat": 2})
-        >>> rest, words = evaluate.split(bank, vocabulary, held_out=0.4, seed=1)
+        >>> rest, words = evaluate.split(bank, vocabulary, held_out=0.4, seed=3)
         >>> words, rest.words
         (('tiger_shark', 'white_shark'), ((), ('dog',), (), ('cat',)))
     """
