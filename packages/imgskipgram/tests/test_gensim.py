@@ -72,7 +72,6 @@ ABOUT_ELSE = {  # of these the ones that have another subject, and pass with neg
         "train_with_explicit_param", "training", "training_cbow_negative", "training_from_file",
     )
 }  # fmt: skip
-SLOW: set[str] = set()
 
 
 def module(name: str) -> ModuleType | None:
@@ -103,7 +102,7 @@ def named(tests: dict[str, unittest.TestCase], names: Any = None) -> list[Any]:
         missing = pytest.mark.skip(reason="needs the tests that gensim installs, and testfixtures")
         return [pytest.param("all", marks=missing)]
     chosen = tests if names is None else names
-    return [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in sorted(chosen)]
+    return sorted(chosen)
 
 
 @pytest.fixture(autouse=True)

@@ -86,7 +86,7 @@ class Word2Vec(Steps):
         >>> model = Word2Vec([["cat", "say", "meow"], ["dog", "say", "woof"]], min_count=1)
         >>> print(model)
         Word2Vec<vocab=5, vector_size=100, alpha=0.025>
-        >>> model.wv.get_vecattr("say", "count")
+        >>> int(model.wv.get_vecattr("say", "count"))
         2
     """
 
