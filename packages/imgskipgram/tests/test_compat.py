@@ -17,7 +17,7 @@ from gensim.models.word2vec import LineSentence
 from gensim.test.utils import datapath
 from gensim.utils import RULE_DEFAULT, RULE_DISCARD
 
-from imgskipgram import ImageSkipGram
+from imgskipgram import ImageBank, ImageSkipGram
 from imgskipgram.compat import Word2Vec
 
 if TYPE_CHECKING:
@@ -132,12 +132,15 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], error: type[Exceptio
     ("arguments", "error", "refusal"),
     [
         ({"epochs": 1}, ValueError, "total_examples or total_words must be given"),
-        ({"total_examples": 60}, ValueError, "epochs must be a positive integer, got None"),
+        ({"total_examples": 60}, ValueError, r"epochs must be given; the usual value is model\.epochs"),
         ({"total_examples": 60, "epochs": 0}, ValueError, "epochs must be a positive integer, got 0"),
+        ({"total_examples": 60, "epochs": 2.0}, TypeError, r"epochs must be a positive integer, got 2\.0"),
+        ({"total_examples": 60, "epochs": 1, "start_alpha": -1}, ValueError, "start_alpha must be positive"),
+        ({"total_examples": 60, "epochs": 1, "end_alpha": -1}, ValueError, "end_alpha must be non-negative"),
         ({"total_examples": 60, "epochs": 1, "sentences": TEXT}, TypeError, "keyword argument 'sentences'"),
         ({"total_examples": 60, "epochs": 1, "corpus_file": LEE}, TypeError, "only one"),
     ],
-    ids=["no-total", "no-epochs", "zero-epochs", "unknown", "two"],
+    ids=["no-total", "no-epochs", "zero-epochs", "float-epochs", "start", "end", "unknown", "two"],
 )
 def test_a_training_that_is_not_described_is_refused_and_changes_nothing(
     arguments: dict[str, Any], error: type[Exception], refusal: str
@@ -298,6 +301,22 @@ def test_options_of_our_own_reach_the_model() -> None:
     assert not np.array_equal(model.wv.vectors, trained().wv.vectors)
 
 
+def test_a_deterministic_result_is_the_same_for_all_numbers_of_workers(lee: list[list[str]]) -> None:
+    options: dict[str, Any] = {"vector_size": 10, "epochs": 1, "deterministic": True}
+    one, three = (Word2Vec(lee, workers=workers, **options) for workers in (1, 3))
+    assert np.array_equal(one.wv.vectors, three.wv.vectors)
+
+
+def test_a_training_with_images_goes_on_with_them() -> None:
+    bank = ImageBank.from_features(np.eye(4), ["dog", "cat", "dog", "cat"])
+    model = trained(epochs=1, sample=0)
+    model.skipgram.image_negative = 2
+    model.skipgram.train(TEXT, bank, epochs=1)
+    model.train(TEXT, total_examples=60, epochs=2)
+    assert [row["image_pairs"] > 0 for row in model.skipgram.losses_] == [False, True, True, True]
+    assert len(model.skipgram.explain("dog", topn=2).images) == 2
+
+
 def test_an_iterable_is_read_for_each_epoch_and_a_list_once() -> None:
     model = Word2Vec(**SMALL)
     corpus = Anew(TEXT)
@@ -351,8 +370,10 @@ def test_a_rate_below_the_last_one_stays_at_the_last_one() -> None:
 
 def test_whoever_holds_the_vectors_sees_them_trained() -> None:
     model = Word2Vec(**SMALL)
-    model.build_vocab(TEXT)
     wv = model.wv
+    model.build_vocab(TEXT)
+    model.build_vocab([["new"]], update=True)
+    assert wv.index_to_key[-1] == "new"
     wv.fill_norms()
     first = wv.vectors.copy()
     model.train(TEXT, total_examples=60, epochs=1)

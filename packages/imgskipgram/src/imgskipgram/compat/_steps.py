@@ -98,6 +98,14 @@ class Steps:
 
         Raises:
             RuntimeError: an update of a model without vocabulary.
+
+        Example:
+            >>> from imgskipgram.compat import Word2Vec
+            >>> model = Word2Vec(min_count=1)
+            >>> model.build_vocab([["cat", "say", "meow"]])
+            >>> model.build_vocab([["dog", "say", "woof"]], update=True)
+            >>> model.wv.index_to_key
+            ['cat', 'say', 'meow', 'dog', 'woof']
         """
         check_corpus(corpus_iterable, corpus_file, 1)
         if update:
@@ -207,16 +215,15 @@ class Steps:
 
     def init_weights(self) -> None:
         """Give each word its first vector; a training before is forgotten."""
-        vocabulary = self._vocabulary
         self._adopt()
-        vars(self.skipgram).update(begun(self.skipgram._options, vocabulary if vocabulary else None))
+        self._replace(begun(self.skipgram._options, self._vocabulary or None))
 
     def update_weights(self) -> None:
         """Give new words their first vectors; the others keep theirs."""
         self._adopt()
         self.skipgram._known()
         if self._vocabulary is not None:
-            vars(self.skipgram).update(self.skipgram._grown(self._vocabulary))
+            self._replace(self.skipgram._grown(self._vocabulary))
 
     def reset_from(self, other_model: Any) -> None:
         """Start with the vocabulary of another model, ours or gensim's, and first vectors."""
@@ -234,6 +241,12 @@ class Steps:
         report = {**(report or {}), "vocab": 500 * words, "vectors": words * (4 * self.vector_size + row)}
         report["syn1neg"] = words * row
         return {**report, "total": sum(report.values())}
+
+    def _replace(self, state: dict[str, Any]) -> None:
+        """Another state of the model, but the same object has the vectors, as in gensim."""
+        wv = self.wv
+        vars(wv).update(vars(state["wv"]))
+        vars(self.skipgram).update({**state, "wv": wv})
 
     def _adopt(self, *callbacks: Any) -> None:
         """The model's options become those that the attributes say."""

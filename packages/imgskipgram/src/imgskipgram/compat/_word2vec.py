@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from .._corpus import encode, stream
+from .._options import check_integer, check_rates
 from .._training import Plan
 from ..model import ImageSkipGram
+from ._callbacks import Callbacks
 from ._sources import check_corpus, chosen, is_read_once
 from ._steps import Steps
 
@@ -199,6 +201,14 @@ class Word2Vec(Steps):
             RuntimeError: there is no vocabulary.
             ValueError: no total or no epochs.
             TypeError: no corpus, two, or a generator for several epochs.
+
+        Example:
+            >>> from imgskipgram.compat import Word2Vec
+            >>> sentences = [["cat", "say", "meow"], ["dog", "say", "woof"]]
+            >>> model = Word2Vec(min_count=1, sample=0)
+            >>> model.build_vocab(sentences)
+            >>> model.train(sentences, total_examples=model.corpus_count, epochs=2)
+            (12, 12)
         """
         if kwargs:
             raise TypeError(f"train() got an unexpected keyword argument {next(iter(kwargs))!r}")
@@ -206,25 +216,27 @@ class Word2Vec(Steps):
             raise RuntimeError("you must first build vocabulary before training the model")
         if total_words is None and total_examples is None:
             raise ValueError("total_examples or total_words must be given, for the corpus of build_vocab corpus_count")
-        if epochs is None or epochs <= 0:
-            raise ValueError(f"epochs must be a positive integer, got {epochs}; the usual value is model.epochs")
+        if epochs is None:
+            raise ValueError("epochs must be given; the usual value is model.epochs")
+        epochs = check_integer("epochs", epochs, 1, 2**16)
+        alpha, min_alpha = start_alpha or self.alpha, end_alpha or self.min_alpha
+        check_rates("start_alpha", alpha, "end_alpha", min(alpha, min_alpha))
         check_corpus(corpus_iterable, corpus_file, epochs)
-        vocabulary = self.skipgram._known()
-        tokens, feed, expected = self._feed(corpus_iterable, corpus_file, vocabulary, total_examples, total_words)
-        self.alpha, self.min_alpha = start_alpha or self.alpha, end_alpha or self.min_alpha
-        self.epochs, self.compute_loss = epochs, bool(compute_loss)
-        if self.alpha > self.min_alpha_yet_reached:
-            logger.warning("Effective 'alpha' higher than previous training cycles")
-        callbacks = tuple(callbacks)
-        self._adopt(*([_Callbacks(self, callbacks)] if callbacks or compute_loss else []))
-        self.running_training_loss = 0.0
-        began, wv = time.perf_counter(), self.wv
-        plan = Plan(epochs, expected, max(self.alpha, self.min_alpha), self.min_alpha)
         skipgram = self.skipgram
+        vocabulary = skipgram._known()
+        grounding = skipgram._ground(skipgram._bank, vocabulary)
         skipgram._rows()
-        loss = "exact" if compute_loss else "none"
+        tokens, feed, expected = self._feed(corpus_iterable, corpus_file, vocabulary, total_examples, total_words)
+        if alpha > self.min_alpha_yet_reached:
+            logger.warning("Effective 'alpha' higher than previous training cycles")
+        self.alpha, self.min_alpha, self.epochs, self.compute_loss = alpha, min_alpha, epochs, bool(compute_loss)
+        self.running_training_loss = 0.0
+        callbacks = tuple(callbacks)
+        self._adopt(*([Callbacks(self, callbacks)] if callbacks or compute_loss else []))
+        began, wv, loss = time.perf_counter(), self.wv, "exact" if compute_loss else "none"
+        plan = Plan(epochs, expected, max(alpha, min_alpha), min_alpha)
         try:
-            trained, raw = skipgram._run(dict(vars(skipgram)), tokens, feed, None, plan, loss, False)
+            trained, raw = skipgram._run(dict(vars(skipgram)), tokens, feed, grounding, plan, loss, False)
         finally:
             vars(wv).update(vars(skipgram.wv))  # whoever holds the vectors sees them trained, as in gensim
             skipgram.wv = wv
@@ -272,6 +284,13 @@ class Word2Vec(Steps):
 
         Raises:
             RuntimeError: there are no output vectors.
+
+        Example:
+            >>> from imgskipgram.compat import Word2Vec
+            >>> sentences = [["cat", "say", "meow"], ["dog", "say", "woof"]] * 100
+            >>> model = Word2Vec(sentences, min_count=1, sample=0, epochs=20)
+            >>> [word for word, _ in model.predict_output_word(["cat", "say"], topn=1)]
+            ['meow']
         """
         if self.skipgram._vocabulary is None:
             raise RuntimeError("there are no output vectors: the model must be trained")
@@ -303,6 +322,15 @@ class Word2Vec(Steps):
         Raises:
             RuntimeError: there is no vocabulary.
             OSError: it cannot be written.
+
+        Example:
+            >>> import os, tempfile
+            >>> from imgskipgram.compat import Word2Vec
+            >>> model = Word2Vec([["cat", "say", "meow"]], min_count=1, comment="a cat")
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     model.save(os.path.join(folder, "word2vec.model"))
+            ...     Word2Vec.load(os.path.join(folder, "word2vec.model")).comment
+            'a cat'
         """
         skipgram = self.skipgram
         skipgram._notes = {**skipgram._notes, "compat": {name: getattr(self, name) for name in _STORED + _COUNTED}}
@@ -352,29 +380,3 @@ class Word2Vec(Steps):
 
 def _of_the_class(*args: Any, **kwargs: Any) -> NoReturn:
     raise AttributeError("load belongs to the class: model = Word2Vec.load(path)")
-
-
-class _Callbacks:
-    """gensim's callbacks, which get the model with gensim's calls; before them the loss is summed up."""
-
-    def __init__(self, model: Word2Vec, callbacks: tuple[Any, ...]) -> None:
-        self._model = model
-        self._callbacks = callbacks
-
-    def _call(self, name: str) -> None:
-        for callback in self._callbacks:
-            getattr(callback, name)(self._model)
-
-    def on_train_begin(self, model: ImageSkipGram) -> None:
-        self._call("on_train_begin")
-
-    def on_epoch_begin(self, model: ImageSkipGram) -> None:
-        self._call("on_epoch_begin")
-
-    def on_epoch_end(self, model: ImageSkipGram) -> None:
-        losses = model.losses_[-1]
-        self._model.running_training_loss += losses["text"] * losses["text_pairs"]
-        self._call("on_epoch_end")
-
-    def on_train_end(self, model: ImageSkipGram) -> None:
-        self._call("on_train_end")
