@@ -60,20 +60,23 @@ def test_fit_is_build_vocab_and_train() -> None:
     assert 0.5 * raw < effective < 0.6 * raw
 
 
-@pytest.mark.parametrize("form", ["lists", "strings", "tuples", "generator", "rows", "stream", "path", "gz", "dataset"])
-def test_the_form_of_the_corpus_changes_nothing(form: str, lines: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["lists", "strings", "generator", "rows", "stream", "mapped", "gz", "dataset"])
+def test_the_form_of_the_corpus_changes_nothing(
+    form: str, lines: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     corpus: Any = lines
     options: dict[str, Any] = {}
-    if form in ("lists", "tuples"):
-        corpus = [{"lists": list, "tuples": tuple}[form](line.split()) for line in lines]
+    if form == "lists":
+        corpus = [tuple(line.split()) for line in lines]
     elif form == "generator":
         corpus = iter(lines)
     elif form == "rows":
         corpus, options = [{"id": 1, "caption": line} for line in lines], {"text_column": "caption"}
     elif form == "stream":
         options = {"cache_dir": False}
-    elif form == "path":
-        corpus, options = LEE, {"cache_dir": tmp_path}
+    elif form == "mapped":
+        monkeypatch.setattr("imgskipgram._corpus._IN_MEMORY", 0)
+        options = {"cache_dir": tmp_path}
     elif form == "gz":
         corpus = tmp_path / "corpus.gz"
         corpus.write_bytes(gzip.compress("\n".join(lines).encode()))
@@ -83,6 +86,8 @@ def test_the_form_of_the_corpus_changes_nothing(form: str, lines: list[str], tmp
     one, two = model(), model().fit(LEE)
     one.fit(corpus, **options)
     np.testing.assert_array_equal(one.wv.vectors, two.wv.vectors)
+    assert (one._tokens is None) == (form == "stream")
+    assert not list(tmp_path.iterdir()) or form == "gz"
     assert (one.corpus_count, one.corpus_total_words) == (300, 59890)
 
 

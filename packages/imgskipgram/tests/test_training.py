@@ -456,6 +456,19 @@ def test_a_break_before_the_first_epoch_leaves_the_first_vectors(name: str) -> N
     assert_same(broken, model().fit(LEE))
 
 
+def test_a_device_that_does_not_know_an_option_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: Any) -> None:
+        raise ValueError("negatives")
+
+    trained = model().fit(LEE, BANK)
+    before = dict(vars(trained))
+    monkeypatch.setattr("imgskipgram._training.engine", refuses)
+    for call in (trained.fit, trained.train):
+        with pytest.raises(ValueError, match=r"^negatives$"):
+            call(LEE)
+    assert all(getattr(trained, name) is value for name, value in before.items())
+
+
 def test_vectors_that_are_not_finite_leave_the_model_as_it_was() -> None:
     trained = model().fit(LEE, BANK)
     before, wv, losses = copy.deepcopy(trained), trained.wv, trained.losses_

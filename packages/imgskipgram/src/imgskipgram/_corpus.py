@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -46,7 +46,6 @@ class Tokens:
     offsets: NDArray[np.uint64]
     raw: int
     first: int = 0
-    _file: IO[bytes] | None = field(default=None, repr=False)
 
     def renumber(self, numbers: NDArray[np.uint32]) -> None:
         """Words get other numbers, `numbers[id]`; those that get ABSENT go."""
@@ -56,8 +55,6 @@ class Tokens:
         """Lets go of the numbers, and of their file where there is one."""
         self.ids = np.empty(0, np.uint32)
         self.offsets = np.zeros(1, np.uint64)
-        if self._file is not None:
-            self._file.close()
 
 
 def read(
@@ -283,7 +280,7 @@ class _Store:
         self._size += ids.size
         if ids.itemsize * self._size > _IN_MEMORY:
             if self._file is None:
-                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (closed by __exit__ or by Tokens)
+                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (closed by __exit__ or by tokens)
             for part in self._parts:
                 self._file.write(part.data)
             self._parts = []
@@ -294,8 +291,9 @@ class _Store:
         if file is None:
             ids = np.concatenate(self._parts) if self._parts else np.empty(0, np.uint32)
         else:
-            file.flush()
-            ids = np.memmap(file, np.uint32, "r+", shape=(self._size,))
+            with file:  # what is mapped stays
+                file.flush()
+                ids = np.memmap(file, np.uint32, "r+", shape=(self._size,))
         self._parts = []
         offsets = np.concatenate([np.zeros(1, np.uint64), *self._ends])
-        return Tokens(ids, offsets, raw, _file=file)
+        return Tokens(ids, offsets, raw)

@@ -73,7 +73,19 @@ class State:
         progress: bool,
         make: Callable[..., Trainer] | None = None,
     ) -> tuple[int, int]:
-        from ._training import run
+        """Train by a plan, beginning with the state there is; `before` it was another, which comes back if this fails.
+
+        Args:
+            before: the attributes of the model before this call.
+            tokens: the corpus, if it is kept.
+            feed: what gives the corpus for an epoch.
+            grounding: the images, if any.
+            plan: of epochs and rates.
+            loss: "exact", "sampled" or "none".
+            progress: show a bar.
+            make: what trains an epoch in place of a `Trainer`.
+        """
+        from ._training import prepare, run
 
         bank = None if grounding is None else grounding.bank
         goes_on = self._options.projection == "free" and _same(bank, self._bank)
@@ -87,7 +99,12 @@ class State:
             _z=None,
         )
         try:
-            counts = run(self, feed, grounding, plan, loss, progress, make)
+            trainer = prepare(self, grounding, loss, make)
+        except BaseException:
+            vars(self).update(before)
+            raise
+        try:
+            counts = run(self, trainer, feed, plan, progress)
         except FloatingPointError:
             vars(self).update(before)
             raise

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     _Wait: TypeAlias = "Callable[[Callable[..., Totals]], Totals]"
 
-__all__ = ["Cpu", "Engine", "Place", "Plan", "Totals", "Trainer", "run"]
+__all__ = ["Cpu", "Engine", "Place", "Plan", "Totals", "Trainer", "prepare", "run"]
 
 _PARTS, _TEXT_ALONE = 20, 4  # of a training: images are placed anew before each part, the first time before this one
 _LOOK = 0.1  # seconds between looks at progress
@@ -55,14 +55,23 @@ class Plan:
         return sorted({max(mark, 0) for mark in marks if mark < self.tokens})
 
 
+def prepare(
+    model: State, grounding: Grounding | None, loss: str, make: Callable[..., Trainer] | None = None
+) -> Trainer:
+    """What trains a model on its device, with its vectors.
+
+    Raises:
+        ValueError: the device does not know an option.
+        ImportError, RuntimeError: it is not there.
+    """
+    made = engine(model._options, model._known(), grounding, loss)
+    trainer = (make or Trainer)(made, grounding, model._free, model._options.dtype)
+    trainer.engine.start(*model._rows())
+    return trainer
+
+
 def run(
-    model: State,
-    feed: Callable[[], Iterable[Tokens]],
-    grounding: Grounding | None,
-    plan: Plan,
-    loss: str,
-    progress: bool,
-    make: Callable[..., Trainer] | None = None,
+    model: State, trainer: Trainer, feed: Callable[[], Iterable[Tokens]], plan: Plan, progress: bool
 ) -> tuple[int, int]:
     """Train what a plan has left, and count the words that were trained and those that were read.
 
@@ -74,29 +83,33 @@ def run(
     """
     from tqdm import tqdm
 
-    options, vocabulary = model._options, model._known()
-    trainer = (make or Trainer)(engine(options, vocabulary, grounding, loss), grounding, model._free, options.dtype)
+    words, callbacks = model._known().words, model._options.callbacks
+
+    def call(name: str) -> None:
+        for callback in callbacks:
+            if (method := getattr(callback, name, None)) is not None:
+                method(model)
+
     effective = raw = 0
     whole = plan.epochs * plan.tokens
     with (
         ThreadPoolExecutor(1, "imgskipgram") as pool,
         tqdm(total=whole, initial=plan.done * plan.tokens, unit="tokens", unit_scale=True, disable=not progress) as bar,
     ):
-        _call(model, "on_train_begin")
-        trainer.engine.start(*model._rows())
+        call("on_train_begin")
         while plan.done < plan.epochs:
-            _call(model, "on_epoch_begin")
+            call("on_epoch_begin")
+            if callbacks:
+                trainer.engine.start(*model._rows())
             totals, read = trainer.epoch(feed(), plan, model._epochs, partial(_run, pool, bar))
             v, u = trainer.engine.finish()
-            _check_finite(v, vocabulary.words, plan)
-            _check_finite(u, vocabulary.words, plan)
+            _check_finite(v, words, plan)
+            _check_finite(u, words, plan)
             plan = replace(plan, done=plan.done + 1)
             effective, raw = effective + totals.words, raw + read
             model._advance(v, u, trainer.free(), plan if plan.done < plan.epochs else None, _means(totals))
-            _call(model, "on_epoch_end")
-            if options.callbacks:
-                trainer.engine.start(*model._rows())
-        _call(model, "on_train_end")
+            call("on_epoch_end")
+        call("on_train_end")
     return effective, raw
 
 
@@ -148,12 +161,6 @@ class Trainer:
     def _place(self, z: NDArray[Any]) -> None:
         self.z = zeros(len(z), z.shape[1], self._dtype)
         self.z[:, : z.shape[1]] = z
-
-
-def _call(model: State, name: str) -> None:
-    for callback in model._options.callbacks:
-        if (method := getattr(callback, name, None)) is not None:
-            method(model)
 
 
 def _run(pool: ThreadPoolExecutor, bar: Any, call: Callable[[NDArray[np.uint8], NDArray[np.uint64]], Totals]) -> Totals:
