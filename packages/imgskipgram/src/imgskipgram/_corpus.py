@@ -84,17 +84,16 @@ def read(
     """
     found, tokens = count(corpus, trim, text_column=text_column, cache_dir=cache_dir)
     vocabulary, numbers = choose(found, trim, known)
-    if tokens is not None:
-        tokens.renumber(numbers)
-    return vocabulary, tokens
+    tokens.renumber(numbers)
+    return vocabulary, None if cache_dir is False else tokens
 
 
 def count(
     corpus: Corpus, trim: Trim, *, text_column: str = "text", cache_dir: CacheDir = None
-) -> tuple[Counts, Tokens | None]:
+) -> tuple[Counts, Tokens]:
     """The words of a corpus, and its sentences in their numbers, before it is known which are kept.
 
-    Arguments and errors as in `read`, but for a corpus without words, which is none.
+    Arguments and errors as in `read`; a corpus without words is no error here. Streamed, there are no sentences.
     """
     _check(corpus)
     if cache_dir is False:
@@ -109,7 +108,7 @@ def count(
             if cache_dir is not False:
                 store.add(ids, ends)
         found = Counts(reader.words, reader.counts, reader.births, reader.raw, sentences)
-        return found, None if cache_dir is False else store.tokens(found.raw)
+        return found, store.tokens(found.raw)
 
 
 def encode(

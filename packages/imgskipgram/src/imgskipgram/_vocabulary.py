@@ -90,6 +90,10 @@ class Vocabulary:
         """Tokens that are words of the vocabulary."""
         return int(self.counts.sum())
 
+    def numbers(self, words: Sequence[str]) -> NDArray[np.uint32]:
+        """The number of each of these words, ABSENT where it has none."""
+        return np.fromiter((self.index.get(word, ABSENT) for word in words), np.uint32, len(words))
+
     def keep(self, sample: float) -> NDArray[np.uint32]:
         """The share of a word's occurrences that sub-sampling keeps, in units of 2^-32; all of them is 2^32 - 1.
 
@@ -141,7 +145,7 @@ def choose(found: Counts, trim: Trim, known: Vocabulary | None = None) -> tuple[
         numbers[kept] = np.arange(kept.size)
         return vocabulary, numbers
     vocabulary = _grown(known, found, kept)
-    return vocabulary, _numbers(found.words, vocabulary)
+    return vocabulary, vocabulary.numbers(found.words)
 
 
 def stays(rule: TrimRule, word: str, count: int, least: int) -> bool:
@@ -162,11 +166,7 @@ def _check_integer(name: str, value: object, least: int) -> None:
 def _grown(known: Vocabulary, found: Counts, kept: NDArray[np.intp]) -> Vocabulary:
     new = [i for i in kept if found.words[i] not in known.index]
     counts = np.concatenate([known.counts, found.counts[new]])
-    places = _numbers(found.words, known)
+    places = known.numbers(found.words)
     old = places != ABSENT
     counts[places[old]] += found.counts[old]
     return Vocabulary([*known.words, *(found.words[i] for i in new)], counts, found.raw, found.sentences)
-
-
-def _numbers(words: Sequence[str], vocabulary: Vocabulary) -> NDArray[np.uint32]:
-    return np.fromiter((vocabulary.index.get(word, ABSENT) for word in words), np.uint32, len(words))
