@@ -36,6 +36,7 @@ class Ranks:
         """Let processes run code that knows `rank`, `size`, `folder`, and the package."""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
+        (folder / "meeting").unlink(missing_ok=True)
         self._server.stdin.write(json.dumps([body, str(folder), size]) + "\n")
         self._server.stdin.flush()
         codes = json.loads(self._server.stdout.readline())
@@ -74,7 +75,8 @@ def _forked(body: str, folder: Path, rank: int, size: int, known: dict[str, obje
         group = known["torch"].distributed  # type: ignore[attr-defined]
         group.init_process_group("gloo", f"file://{folder / 'meeting'}", rank=rank, world_size=size)
         exec(body, {**known, "rank": rank, "size": size, "folder": folder})
-        group.destroy_process_group()
+        if group.is_initialized():
+            group.destroy_process_group()
         code = 0
     except BaseException:
         traceback.print_exc()

@@ -103,7 +103,6 @@ else:
     keep(distributed.fit(model, lines if rank == 1 else [], bank, sync_every=3000), f"rank{rank}")
 """
     well(ranks.run(SETTING + body, tmp_path, size=1))
-    (tmp_path / "meeting").unlink()
     well(ranks.run(SETTING + body, tmp_path, size=3))
     same(tmp_path, "plain", "one")
     for rank in range(3):
@@ -212,7 +211,6 @@ try:
     distributed.fit(ImageSkipGram(**options), lines)
 except RuntimeError as error:
     print(error)
-group.init_process_group("gloo", f"file://{folder / 'again'}", rank=rank, world_size=size)
 """
     ended = ranks.run(SETTING + body, tmp_path, size=3)
     well(ended)
@@ -301,7 +299,6 @@ model.wv.save_word2vec_format(folder / f"{{size}}-{{rank}}", binary=True)
     scores = []
     for size in (1, 2):
         well(ranks.run(body, tmp_path, size=size))
-        (tmp_path / "meeting").unlink()
         wv = KeyedVectors.load_word2vec_format(tmp_path / f"{size}-0", binary=True)
         for name in ("SimLex999.txt", "bruni_men.txt"):
             rows = [line.split() for line in (data / "wordsim" / name).read_text().splitlines()]
