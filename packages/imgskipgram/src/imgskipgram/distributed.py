@@ -77,16 +77,18 @@ def fit(
             killed, the others wait as long as the backend does (the group's `timeout`).
         ValueError: options or banks differ; else as `model.fit`, for all parts together.
 
-    Example:
-        >>> import tempfile, torch
-        >>> from imgskipgram import ImageSkipGram, distributed
-        >>> with tempfile.NamedTemporaryFile() as file:  # torchrun tells each process what it is; this is the only one
-        ...     torch.distributed.init_process_group("gloo", f"file://{file.name}", rank=0, world_size=1)
-        ...     model = ImageSkipGram(vector_size=16, min_count=1, workers=1)
-        ...     model = distributed.fit(model, ["the dog barks", "the cat purrs"])
-        ...     torch.distributed.destroy_process_group()
-        >>> len(model.wv)
-        5
+    Example: a file that `torchrun --nproc-per-node 4 file.py` runs
+
+        import torch.distributed as processes
+        from datasets import load_dataset
+        from imgskipgram import ImageSkipGram, distributed
+
+        processes.init_process_group("gloo")
+        rows = load_dataset("allenai/c4", "en", split="train", streaming=True)
+        part = rows.shard(processes.get_world_size(), processes.get_rank())
+        model = distributed.fit(ImageSkipGram(workers=8), part)
+        if processes.get_rank() == 0:
+            model.save("model.npz")
 
     Reference:
         Stich, "Local SGD Converges Fast and Communicates Little", ICLR 2019; Goyal et al., "Accurate, Large Minibatch
