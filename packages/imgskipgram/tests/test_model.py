@@ -228,12 +228,17 @@ def test_pictures_explain_a_plain_vector_and_a_word_without_any(drawn: ImageSkip
     assert len(above.images) == 9
 
 
-def test_labels_have_no_part_in_which_pictures_are_found(drawn: ImageSkipGram) -> None:
+@pytest.mark.parametrize("kept", [(), ("star",)], ids=["none", "one"])
+def test_labels_have_no_part_in_which_pictures_are_found(
+    drawn: ImageSkipGram, kept: tuple[str, ...], tmp_path: Path
+) -> None:
     bare = copy.copy(drawn)
-    bare._bank = drawn.bank.without_labels([word for word in drawn.wv.index_to_key if word != "star"])
-    bare._grounding = None
-    assert bare.explain("red", topn=600).images == drawn.explain("red", topn=600).images
-    assert [word for word, _, _ in bare.explain("red").path] == ["star"]
+    bare._bank = drawn.bank.without_labels([word for word in drawn.wv.index_to_key if word not in kept])
+    bare.save(tmp_path / "bare.npz")
+    for each in (bare, ImageSkipGram.load(tmp_path / "bare.npz")):
+        found = each.explain("red", topn=600)
+        assert found.images == drawn.explain("red", topn=600).images
+        assert [word for word, _, _ in found.path] == list(kept)
 
 
 def test_explain_refuses_what_it_cannot_explain(drawn: ImageSkipGram) -> None:

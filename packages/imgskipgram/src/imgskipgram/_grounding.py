@@ -81,11 +81,6 @@ class Grounding:
         mu = words.mean(0, dtype=np.float64) if len(words) > 1 else np.zeros(self.columns)
         return mu.astype(np.float32), _unit(self.first() if free is None else free)
 
-    def words(self, vocabulary: Vocabulary) -> dict[str, NDArray[np.uint32]]:
-        """Of each word that has images their indices."""
-        numbers = np.flatnonzero(np.diff(self.start))
-        return {vocabulary.words[w]: self.images[int(self.start[w]) : int(self.start[w + 1])] for w in numbers}
-
 
 def _unit(rows: NDArray[Any]) -> NDArray[np.float32]:
     length = np.linalg.norm(rows, axis=1, keepdims=True)

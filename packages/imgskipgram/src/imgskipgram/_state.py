@@ -168,15 +168,11 @@ class State:
             return None
         if self._mu is None or self._z is None:
             vectors = exported(self._v, self._options.vector_size)
-            mu, z = self._grounded(self._bank).last(vectors, self._free)
+            grounding = self._grounding or Grounding(self._bank, self._known(), self._options)
+            mu, z = grounding.last(vectors, self._free)
             vars(self).update(_mu=mu, _z=z)
             return mu, z
         return self._mu, self._z
-
-    def _grounded(self, bank: ImageBank) -> Grounding:
-        if self._grounding is None:
-            self._grounding = Grounding(bank, self._known(), self._options)
-        return self._grounding
 
     def _explanation_parts(self) -> dict[str, Any]:
         bank, placed, vocabulary = self._bank, self._placed(), self._known()
@@ -189,7 +185,7 @@ class State:
             "z": placed[1],
             "ids": bank.ids,
             "thumbnails": bank.thumbnails,
-            "grounded": self._grounded(bank).words(vocabulary),
+            "grounded": _shown(bank, vocabulary),
         }
 
     def _grown(self, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -247,6 +243,16 @@ def _keyed(vocabulary: Vocabulary | None, vectors: NDArray[np.float32]) -> Keyed
     wv.vectors = vectors
     wv.vectors_lockf = np.ones(max(1, len(vectors)), np.float32)  # one each: intersect_word2vec_format sets them
     return wv
+
+
+def _shown(bank: ImageBank, vocabulary: Vocabulary) -> dict[str, list[int]]:
+    """Of each word that the bank's labels name now, if any, its images."""
+    shown: dict[str, list[int]] = {}
+    for image, labels in enumerate(bank.words):
+        for word in labels:
+            if word in vocabulary.index:
+                shown.setdefault(word, []).append(image)
+    return shown
 
 
 def _same(bank: ImageBank | None, other: ImageBank | None) -> bool:
