@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toys import D, M, V, arrays, samples, start, train
+from toys import D, M, V, arrays, samples, toy, train
 
 from imgskipgram import ImageSkipGram, _core, _reference
 
@@ -25,8 +25,7 @@ def corpus(lengths=LENGTHS):
 
 def trained(ids, offsets, negatives="center", dtype="float32", begin=None, **changes):
     """The totals and all vectors, from `begin` or random ones."""
-    rng = np.random.default_rng(2)
-    rows = [start(n, rng, dtype) for n in (V, V, M)]
+    rows = toy(np.random.default_rng(2), dtype)
     for row, value in zip(rows, begin or (), strict=False):
         row[:] = value
     return train(samples(negatives), ids, offsets, *rows, deterministic=True, **changes), rows
@@ -36,7 +35,7 @@ def same(a, b):
     return a[0] == b[0] and all(x.tobytes() == y.tobytes() for x, y in zip(a[1], b[1], strict=True))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("negatives", ["center", "batch", "pair"])
 @pytest.mark.parametrize("objective", ["nce", "margin", "infonce"])
 @pytest.mark.parametrize("free", [False, True])
@@ -125,7 +124,7 @@ def test_totals_are_near_those_without_batches():
 
 def test_tokens_none_of_which_is_kept_are_counted():
     ids, offsets = corpus([600, 600])
-    rows = [start(n, np.random.default_rng(0)) for n in (V, V, M)]
+    rows = toy(np.random.default_rng(0))
     totals = train(samples(keep=np.zeros(V, np.uint32)), ids, offsets, *rows, deterministic=True)
     assert totals == (0, 0, 0, 0, 0, 1200)
 
@@ -178,11 +177,11 @@ def test_four_threads_are_faster_than_one():
 def test_memory_does_not_grow_with_the_corpus():
     code = """
 import resource, numpy as np
-from toys import V, M, samples, start, train
+from toys import V, samples, toy, train
 rng = np.random.default_rng(0)
 ids, offsets = rng.integers(0, V, 300_000).astype(np.uint32), np.arange(0, 300_001, 30, dtype=np.uint64)
 offsets = np.delete(offsets, slice(1, 4_000))
-rows = [start(n, rng) for n in (V, V, M)]
+rows = toy(rng)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 train(samples(), ids, offsets, *rows, deterministic=True, workers=2)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

@@ -4,6 +4,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <stdexcept>
+#include <type_traits>
 
 #include "deterministic.h"
 #include "train.h"
@@ -32,7 +33,7 @@ nb::object aligned(size_t rows, size_t columns, const std::string& dtype) {
   columns = (columns + sgns::kBlock - 1) / sgns::kBlock * sgns::kBlock;
   if (dtype == "float32") return matrix<float>(rows, columns, nullptr);
   if (dtype == "float64") return matrix<double>(rows, columns, nullptr);
-  if (dtype == "bfloat16") return matrix<uint16_t>(rows, columns, nullptr);
+  if (dtype == "bfloat16") return matrix<sgns::Bfloat16>(rows, columns, nullptr);
   throw std::invalid_argument("dtype must be float32, float64 or bfloat16, got " + dtype);
 }
 
@@ -106,9 +107,9 @@ nb::tuple tile(Matrix<const T> x, Matrix<const T> y, Array<const T> labels, doub
 }
 
 // Arguments have been checked in Python, but for what would crash.
-template <class T>
+template <class T, class S>
 nb::tuple train_epoch(Array<const uint32_t> ids, Array<const uint64_t> offsets, Array<const uint32_t> keep,
-                      Array<const uint32_t> threshold, Array<const uint32_t> alias, Matrix<T> v, Matrix<T> u,
+                      Array<const uint32_t> threshold, Array<const uint32_t> alias, Matrix<S> v, Matrix<S> u,
                       Array<const T> lockf, Array<const uint64_t> image_ptr, Array<const uint32_t> image_ids,
                       Matrix<T> z, Array<uint8_t> stop, Array<uint64_t> progress, uint32_t window, uint32_t negative,
                       bool shrink_windows, const std::string& negatives, const std::string& objective,
@@ -116,48 +117,53 @@ nb::tuple train_epoch(Array<const uint32_t> ids, Array<const uint64_t> offsets, 
                       uint64_t done, uint64_t first_token, uint64_t total, uint64_t seed, uint32_t epoch,
                       uint64_t first_sentence, const std::string& loss, int workers, bool deterministic,
                       const std::string& isa) {
-  const auto askew = [](const T* p) { return reinterpret_cast<uintptr_t>(p) % 64 != 0; };
+  const auto askew = [](const S* p) { return reinterpret_cast<uintptr_t>(p) % 64 != 0; };
   if (v.shape(1) % sgns::kBlock || v.shape(0) != u.shape(0) || v.shape(1) != u.shape(1) || z.shape(1) != v.shape(1) ||
       askew(v.data()) || askew(u.data())) {
     throw std::invalid_argument("v, u and z must have rows of the same multiple of 16; v and u must be aligned");
   }
-  const sgns::Training<T> training{ids.data(),
-                                   offsets.data(),
-                                   offsets.shape(0) - 1,
-                                   first_sentence,
-                                   {seed,
-                                    epoch,
-                                    keep.data(),
-                                    {threshold.data(), alias.data(), uint32_t(threshold.shape(0))},
-                                    {image_ptr.data(), image_ids.data(), uint32_t(z.shape(0)), image_negative},
-                                    window,
-                                    negative,
-                                    shrink_windows,
-                                    sharing(negatives)},
-                                   v.data(),
-                                   u.data(),
-                                   z.data(),
-                                   lockf.data(),
-                                   lockf.shape(0) == 1,
-                                   int(v.shape(1)),
-                                   objective_of(objective),
-                                   T(image_weight),
-                                   images_trained,
-                                   alpha,
-                                   min_alpha,
-                                   done,
-                                   first_token,
-                                   total,
-                                   loss == "exact"     ? sgns::LossKind::exact
-                                   : loss == "sampled" ? sgns::LossKind::sampled
-                                                       : sgns::LossKind::none,
-                                   sgns::choose<T, false>(isa),
-                                   stop.data(),
-                                   progress.data()};
+  const sgns::Training<T, S> training{ids.data(),
+                                      offsets.data(),
+                                      offsets.shape(0) - 1,
+                                      first_sentence,
+                                      {seed,
+                                       epoch,
+                                       keep.data(),
+                                       {threshold.data(), alias.data(), uint32_t(threshold.shape(0))},
+                                       {image_ptr.data(), image_ids.data(), uint32_t(z.shape(0)), image_negative},
+                                       window,
+                                       negative,
+                                       shrink_windows,
+                                       sharing(negatives)},
+                                      v.data(),
+                                      u.data(),
+                                      z.data(),
+                                      lockf.data(),
+                                      lockf.shape(0) == 1,
+                                      int(v.shape(1)),
+                                      objective_of(objective),
+                                      T(image_weight),
+                                      images_trained,
+                                      alpha,
+                                      min_alpha,
+                                      done,
+                                      first_token,
+                                      total,
+                                      loss == "exact"     ? sgns::LossKind::exact
+                                      : loss == "sampled" ? sgns::LossKind::sampled
+                                                          : sgns::LossKind::none,
+                                      sgns::choose<T, false>(isa),
+                                      stop.data(),
+                                      progress.data()};
   sgns::Totals t;
   {
     const nb::gil_scoped_release released;
-    t = deterministic ? sgns::Deterministic<T>(training, workers).run() : sgns::train_epoch(training, workers);
+    if (deterministic) {
+      t = sgns::Deterministic<T, S>(training, workers).run();
+    } else {
+      using Worker = std::conditional_t<std::is_same_v<T, S>, sgns::Worker<T>, sgns::CopyingWorker<T, S>>;
+      t = sgns::train_epoch<Worker>(training, workers);
+    }
   }
   const auto whole = [](double sum, uint64_t measured, uint64_t pairs) {
     return measured ? sum * double(pairs) / double(measured) : pairs ? std::numeric_limits<double>::quiet_NaN() : 0.;
@@ -187,6 +193,7 @@ void bind_engine(nb::module_& m) {
           "first_token"_a, "total"_a, "seed"_a, "epoch"_a, "first_sentence"_a, "loss"_a, "workers"_a,
           "deterministic"_a = false, "isa"_a);
   };
-  train(train_epoch<float>);
-  train(train_epoch<double>);
+  train(train_epoch<float, float>);
+  train(train_epoch<double, double>);
+  train(train_epoch<float, sgns::Bfloat16>);
 }

@@ -2,28 +2,16 @@
 
 #include <cstdint>
 #include <deque>
-#include <type_traits>
 #include <vector>
 
 #include "aligned.h"
-#include "simd.h"
+#include "philox.h"
+#include "rows.h"
 #include "train.h"
+#include "units.h"
 
 // Rows that a worker copies at first touch, trains, and gives back as what it added to them.
 namespace sgns {
-
-template <class T>
-CLONES void load_row(T* to, const T* from, int columns) {
-  for (int c = 0; c < columns; ++c) to[c] = from[c];
-}
-template <class T>
-CLONES void subtract_row(T* from, const T* what, int columns) {
-  for (int c = 0; c < columns; ++c) from[c] -= what[c];
-}
-template <class T>
-CLONES void add_row(T* to, const T* what, int columns) {
-  for (int c = 0; c < columns; ++c) to[c] += what[c];
-}
 
 // Rows of `columns` numbers, kept until the next reset.
 template <class T>
@@ -96,29 +84,61 @@ class CopyTable {
   uint64_t generation_ = 1;
 };
 
-// A row that was copied; the copy holds what was added to the row once a unit is finished.
-template <class T>
+// A row that was copied, of v or u or else of z; the copy holds what was added to the row once a unit is finished.
+template <class T, class S>
 struct Change {
-  T* row;
+  S* row;
+  T* image;
+  const S* before;
   T* added;
-  uint32_t hash;  // decides which thread adds it
+  uint32_t place;  // decides which thread adds it
+
+  void add(int columns, uint32_t random) const {
+    if (row) {
+      add_row(row, added, columns, random);
+    } else {
+      add_row(image, added, columns, random);
+    }
+  }
 };
 
-template <class T>
+// What a unit changed, and the random bits with which that is rounded.
+template <class T, class S>
+struct Changes {
+  std::vector<Change<T, S>> rows;
+  uint32_t random;
+
+  uint32_t bits(size_t row) const { return random + uint32_t(row) * 0x9E3779B9u; }
+};
+
+// With Raced, others may change rows while a unit is trained, and what they were is copied too.
+template <class T, class S, bool Raced>
 class CopiedRows {
  public:
-  explicit CopiedRows(const Training<T>& training)
-      : t_(training), arena_(training.columns), columns_(training.columns) {}
+  using Training = sgns::Training<T, S>;
 
-  void reset() { arena_.reset(); }
-  void begin(const Kept& kept, std::vector<Change<T>>& changes) {
+  explicit CopiedRows(const Training& training)
+      : t_(training), columns_(training.columns), arena_(columns_), before_(columns_) {}
+
+  // Forgets the copies of all units.
+  void reset() { arena_.reset(), before_.reset(); }
+
+  void begin(const Unit& unit, Changes<T, S>& changes) {
     changes_ = &changes;
-    changes.clear();
+    changes.rows.clear();
+    changes.random = philox(t_.sampler.seed, counter(unit.number, t_.sampler.epoch), unit.kept.position[unit.first],
+                            kRoundingStream)[0];
     table_.clear();
-    inputs_.assign(kept.size(), nullptr);
+    inputs_.assign(unit.kept.size(), nullptr);
   }
   void finish() {
-    for (const Change<T>& change : *changes_) subtract_row(change.added, change.row, columns_);
+    for (const Change<T, S>& change : changes_->rows) {
+      if (change.row) {
+        subtract_row(change.added, change.before, columns_);
+      } else {
+        subtract_row(change.added, change.image, columns_);
+      }
+    }
   }
 
   T* input(const Kept& kept, uint32_t i) {
@@ -126,29 +146,75 @@ class CopiedRows {
   }
   T* output(uint32_t word) { return copy(Matrix::output, t_.u, word); }
   T* image(uint32_t i) {
-    return t_.images_trained ? copy(Matrix::image, t_.z, i) : t_.z + size_t(i) * size_t(columns_);
+    T* row = t_.z + size_t(i) * size_t(columns_);
+    if (!t_.images_trained) return row;
+    T*& place = table_.at(Matrix::image, i);
+    if (!place) {
+      place = arena_.take();
+      load_row(place, row, columns_);
+      changes_->rows.push_back({nullptr, row, nullptr, place, i * 0x9E3779B9u});
+    }
+    return place;
   }
   void expect_input(uint32_t word) const { prefetch_row(t_.v + size_t(word) * size_t(columns_), columns_); }
   void expect_output(uint32_t word) const { prefetch_row(t_.u + size_t(word) * size_t(columns_), columns_); }
 
  private:
-  T* copy(Matrix matrix, T* rows, uint32_t i) {
+  T* copy(Matrix matrix, S* rows, uint32_t i) {
     T*& place = table_.at(matrix, i);
     if (!place) {
-      T* row = rows + size_t(i) * size_t(columns_);
+      S *row = rows + size_t(i) * size_t(columns_), *before = row;
+      if constexpr (Raced) {
+        before = before_.take();
+        std::copy(row, row + columns_, before);
+      }
       place = arena_.take();
-      load_row(place, row, columns_);
-      changes_->push_back({row, place, i * 0x9E3779B9u});
+      load_row(place, before, columns_);
+      changes_->rows.push_back({row, nullptr, before, place, i * 0x9E3779B9u});
     }
     return place;
   }
 
-  const Training<T>& t_;
+  const Training& t_;
+  const int columns_;
   Arena<T> arena_;
-  int columns_;
+  Arena<S> before_;
   CopyTable<T> table_;
   std::vector<T*> inputs_;  // of the kept words
-  std::vector<Change<T>>* changes_ = nullptr;
+  Changes<T, S>* changes_ = nullptr;
+};
+
+// Trains copies and adds what they gained at the end of each unit.
+template <class T, class S>
+class CopyingWorker {
+ public:
+  explicit CopyingWorker(const Training<T, S>& training) : t_(training), worker_(training) {}
+
+  void sentences(uint64_t first, uint64_t last) {
+    for (Units<T, S> units(t_, first, last); units.left();) {
+      units.next(unit_);
+      if (unit_.first == unit_.last) continue;
+      worker_.rows().reset();
+      worker_.rows().begin(unit_, changes_);
+      worker_.centres(unit_.kept, unit_.number, unit_.begin, unit_.first, unit_.last);
+      worker_.rows().finish();
+      for (size_t k = 0; k < changes_.rows.size(); ++k) changes_.rows[k].add(t_.columns, changes_.bits(k));
+    }
+    raw_ += t_.offsets[last] - t_.offsets[first];
+  }
+
+  Totals take() {
+    Totals totals = worker_.take();
+    totals.raw = std::exchange(raw_, 0);
+    return totals;
+  }
+
+ private:
+  const Training<T, S>& t_;
+  Worker<T, CopiedRows<T, S, true>> worker_;
+  Unit unit_;
+  Changes<T, S> changes_;
+  uint64_t raw_ = 0;
 };
 
 }  // namespace sgns

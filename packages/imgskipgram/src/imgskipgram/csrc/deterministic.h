@@ -14,95 +14,65 @@
 namespace sgns {
 
 inline constexpr uint64_t kBatch = 500;       // tokens; a divisor of kRateBlock
-inline constexpr uint32_t kUnit = 32;         // centres that see each other's updates at once, a multiple of kLanes
 inline constexpr double kDrawn = 50;          // how often the commonest negative is drawn in a batch, on average
 inline constexpr uint32_t kOccurrences = 16;  // of any word in a batch
 
-// A sentence, or some centres of a long one with the words around them.
-template <class T>
-struct Unit {
-  Kept kept;
-  uint32_t first, last;    // centres
-  uint64_t number, begin;  // of the sentence, its first token
-  std::vector<Change<T>> changes;
+template <class T, class S>
+struct BatchUnit : Unit {
+  Changes<T, S> changes;
   Totals totals;
 };
 
-template <class T>
+template <class T, class S>
 struct Batch {
-  std::vector<Unit<T>> units;
+  std::vector<BatchUnit<T, S>> units;
   size_t size = 0;
   uint64_t tokens = 0;
 };
 
 // Where batches and units end depends on places in the epoch only; and on words, for what many units add to one row
 // at once must not carry it too far: a small vocabulary has small batches.
-template <class T>
+template <class T, class S>
 class Planner {
  public:
-  explicit Planner(const Training<T>& training)
+  explicit Planner(const Training<T, S>& training)
       : t_(training),
         most_(std::max<uint64_t>(1, uint64_t(kDrawn / (training.sampler.noise.most() * training.sampler.negative)))),
-        occurrences_(training.sampler.noise.size) {}
+        occurrences_(training.sampler.noise.size),
+        units_(training, 0, training.sentences) {}
 
   // The next batch that has units, or none at the end of the epoch.
-  void next(Batch<T>& batch) {
+  void next(Batch<T, S>& batch) {
+    const uint64_t begin = units_.token();
     batch.size = 0;
-    const uint64_t begin = token();
-    bool full = false;
-    uint64_t centres = 0;
-    while (sentence_ < t_.sentences && !batch.size) {
-      for (const uint64_t block = number(); sentence_ < t_.sentences && number() == block && !full;) {
-        const Unit<T>& unit = add(batch);
-        centres += unit.last - unit.first;
-        full = centres >= most_;
-        for (uint32_t i = unit.first; i < unit.last; ++i) full |= ++occurrences_[unit.kept.word[i]] >= kOccurrences;
-      }
-    }
+    while (units_.left() && !batch.size) fill(batch);
     for (size_t k = 0; k < batch.size; ++k) {
       for (const uint32_t word : batch.units[k].kept.word) occurrences_[word] = 0;
     }
-    batch.tokens = token() - begin;
+    batch.tokens = units_.token() - begin;
   }
 
  private:
-  uint64_t token() const { return t_.offsets[sentence_] + (at_ ? long_.position[at_] : 0); }
-  uint64_t number() const { return (t_.first_token + token()) / kBatch; }
+  uint64_t block() const { return (t_.first_token + units_.token()) / kBatch; }
 
-  const Unit<T>& add(Batch<T>& batch) {
-    if (batch.size == batch.units.size()) batch.units.emplace_back();
-    Unit<T>& unit = batch.units[batch.size];
-    const uint64_t begin = t_.offsets[sentence_], number = t_.first_sentence + sentence_;
-    const uint32_t n = uint32_t(t_.offsets[sentence_ + 1] - begin);
-    unit.number = number, unit.begin = begin, unit.first = 0;
-    if (n <= kUnit) {
-      t_.sampler.select(t_.ids + begin, n, number, unit.kept);
-      unit.last = unit.kept.size();
-      ++sentence_;
-    } else {
-      if (!at_) t_.sampler.select(t_.ids + begin, n, number, long_);
-      cut(unit);
+  void fill(Batch<T, S>& batch) {
+    bool full = false;
+    uint64_t centres = 0;
+    for (const uint64_t now = block(); units_.left() && block() == now && !full;) {
+      if (batch.size == batch.units.size()) batch.units.emplace_back();
+      Unit& unit = batch.units[batch.size];
+      units_.next(unit);
+      batch.size += unit.last > unit.first;
+      centres += unit.last - unit.first;
+      full = centres >= most_;
+      for (uint32_t i = unit.first; i < unit.last; ++i) full |= ++occurrences_[unit.kept.word[i]] >= kOccurrences;
     }
-    batch.size += unit.last > unit.first;
-    return unit;
   }
 
-  void cut(Unit<T>& unit) {
-    const uint32_t last = std::min(long_.size(), at_ + kUnit), to = std::min(long_.size(), last + t_.sampler.window);
-    const uint32_t from = at_ > t_.sampler.window ? (at_ - t_.sampler.window) / kLanes * kLanes : 0;
-    const auto part = [&](const std::vector<uint32_t>& of) { return std::vector(of.begin() + from, of.begin() + to); };
-    unit.kept = {part(long_.position), part(long_.word), part(long_.window)};
-    unit.first = at_ - from, unit.last = last - from;
-    at_ = last;
-    if (at_ == long_.size()) at_ = 0, ++sentence_;
-  }
-
-  const Training<T>& t_;
+  const Training<T, S>& t_;
   const uint64_t most_;  // centres of a batch, or a unit more
   std::vector<uint32_t> occurrences_;
-  uint64_t sentence_ = 0;
-  uint32_t at_ = 0;  // the next centre of a long sentence
-  Kept long_;
+  Units<T, S> units_;
 };
 
 // Threads wait a short time awake, as the others are about to come, and then asleep.
@@ -134,10 +104,10 @@ class Barrier {
   alignas(64) std::atomic<uint32_t> round_{0};
 };
 
-template <class T>
+template <class T, class S>
 class Deterministic {
  public:
-  Deterministic(const Training<T>& training, int workers)
+  Deterministic(const Training<T, S>& training, int workers)
       : t_(training), planner_(training), workers_(uint32_t(workers)), barrier_(workers) {}
 
   Totals run() {
@@ -152,11 +122,11 @@ class Deterministic {
 
  private:
   void work(uint32_t me) {
-    Worker<T, CopiedRows<T>> worker(t_);
+    Worker<T, CopiedRows<T, S, false>> worker(t_);
     std::vector<uint32_t> mine;
     int turn = 0;
     for (; batches_[turn].size && !stopped_; turn ^= 1) {
-      Batch<T>& batch = batches_[turn];
+      Batch<T, S>& batch = batches_[turn];
       worker.rows().reset();
       for (size_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) <= batch.size;) {
         if (i == 0) {
@@ -173,27 +143,28 @@ class Deterministic {
     if (me == 0 && !stopped_) count(batches_[turn]);  // words at the end of which none was kept
   }
 
-  void train(Worker<T, CopiedRows<T>>& worker, Unit<T>& unit) {
-    worker.rows().begin(unit.kept, unit.changes);
+  void train(Worker<T, CopiedRows<T, S, false>>& worker, BatchUnit<T, S>& unit) {
+    worker.rows().begin(unit, unit.changes);
     worker.centres(unit.kept, unit.number, unit.begin, unit.first, unit.last);
     worker.rows().finish();
     unit.totals = worker.take();
   }
 
-  void add(const std::vector<Change<T>>& changes, uint32_t me, std::vector<uint32_t>& mine) {
-    mine.resize(changes.size());
+  void add(const Changes<T, S>& changes, uint32_t me, std::vector<uint32_t>& mine) {
+    const auto& rows = changes.rows;
+    mine.resize(rows.size());
     size_t n = 0;
-    for (uint32_t k = 0; k < changes.size(); ++k) {
+    for (uint32_t k = 0; k < rows.size(); ++k) {
       mine[n] = k;
-      n += uint64_t(changes[k].hash) * workers_ >> 32 == me;
+      n += uint64_t(rows[k].place) * workers_ >> 32 == me;
     }
     for (size_t k = 0; k < n; ++k) {
-      if (k + kAhead < n) prefetch_row(changes[mine[k + kAhead]].row, t_.columns);
-      add_row(changes[mine[k]].row, changes[mine[k]].added, t_.columns);
+      if (k + kAhead < n) prefetch_row(rows[mine[k + kAhead]].row, t_.columns);
+      rows[mine[k]].add(t_.columns, changes.bits(mine[k]));
     }
   }
 
-  void count(const Batch<T>& batch) {
+  void count(const Batch<T, S>& batch) {
     for (size_t i = 0; i < batch.size; ++i) all_.add(batch.units[i].totals);
     all_.raw += batch.tokens;
     std::atomic_ref<uint64_t>(*t_.progress).fetch_add(batch.tokens, std::memory_order_relaxed);
@@ -204,11 +175,11 @@ class Deterministic {
   bool stop() const { return std::atomic_ref<uint8_t>(*t_.stop).load(std::memory_order_relaxed); }
 
   static constexpr size_t kAhead = 4;
-  const Training<T>& t_;
-  Planner<T> planner_;
+  const Training<T, S>& t_;
+  Planner<T, S> planner_;
   const uint32_t workers_;
   Barrier barrier_;
-  Batch<T> batches_[2];
+  Batch<T, S> batches_[2];
   std::atomic<size_t> next_{0};
   bool stopped_ = false;
   Totals all_;

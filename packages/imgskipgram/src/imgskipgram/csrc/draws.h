@@ -14,6 +14,7 @@ inline constexpr uint32_t kNone = 0xffffffffu;  // a negative or an image that w
 inline constexpr int kTries = 8;
 inline constexpr uint32_t kGroup = 8;  // centres that share negatives
 inline constexpr uint32_t kImageStream = 0x80000000u;
+inline constexpr uint32_t kRoundingStream = 0xc0000000u;
 
 enum class Sharing { center, batch, pair };
 

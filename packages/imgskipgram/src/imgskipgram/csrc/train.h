@@ -34,13 +34,15 @@ struct Totals {
   }
 };
 
-template <class T>
+// Numbers of v and u are stored as S and calculated with as T.
+template <class T, class S = T>
 struct Training {
   const uint32_t* ids;
   const uint64_t* offsets;  // [sentences + 1]
   uint64_t sentences, first_sentence;
   Sampler sampler;
-  T *v, *u, *z;
+  S *v, *u;
+  T* z;
   const T* lock;
   bool one_lock;
   int columns;
@@ -70,7 +72,9 @@ inline void prefetch_row(const T* row, int columns) {
 template <class T>
 class SharedRows {
  public:
-  explicit SharedRows(const Training<T>& training) : t_(training) {}
+  using Training = sgns::Training<T>;
+
+  explicit SharedRows(const Training& training) : t_(training) {}
 
   T* input(const Kept& kept, uint32_t i) { return row(t_.v, kept.word[i]); }
   T* output(uint32_t word) { return row(t_.u, word); }
@@ -81,13 +85,13 @@ class SharedRows {
  private:
   T* row(T* matrix, uint32_t i) const { return matrix + size_t(i) * size_t(t_.columns); }
 
-  const Training<T>& t_;
+  const Training& t_;
 };
 
 template <class T, class Rows = SharedRows<T>>
 class Worker {
  public:
-  explicit Worker(const Training<T>& training)
+  explicit Worker(const typename Rows::Training& training)
       : t_(training),
         rows_(training),
         zeros_(size_t(t_.columns)),
@@ -101,6 +105,10 @@ class Worker {
     totals_.text_loss = loss_.sum();
     loss_ = {};
     return std::exchange(totals_, {});
+  }
+
+  void sentences(uint64_t first, uint64_t last) {
+    for (uint64_t s = first; s < last; ++s) sentence(s);
   }
 
   void sentence(uint64_t s) {
@@ -216,7 +224,7 @@ class Worker {
             measured ? &loss_ : nullptr);
   }
 
-  const Training<T>& t_;
+  const typename Rows::Training& t_;
   Rows rows_;
   Aligned<T> zeros_, scratch_;
   OutputList<T> outputs_;
@@ -230,13 +238,13 @@ class Worker {
 };
 
 // Runs of whole sentences, of a rate block or a little more, go to whoever is free.
-template <class T>
-Totals train_epoch(const Training<T>& t, int workers) {
+template <class Worker, class Training>
+Totals train_epoch(const Training& t, int workers) {
   std::mutex mutex;
   uint64_t next = 0;
   Totals all;
   const auto work = [&] {
-    Worker<T> worker(t);
+    Worker worker(t);
     while (!std::atomic_ref<uint8_t>(*t.stop).load(std::memory_order_relaxed)) {
       uint64_t begin, end;
       {
@@ -247,7 +255,7 @@ Totals train_epoch(const Training<T>& t, int workers) {
             std::lower_bound(t.offsets + begin + 1, t.offsets + t.sentences, t.offsets[begin] + kRateBlock);
         end = next = uint64_t(to - t.offsets);
       }
-      for (uint64_t s = begin; s < end; ++s) worker.sentence(s);
+      worker.sentences(begin, end);
       std::atomic_ref<uint64_t>(*t.progress).fetch_add(t.offsets[end] - t.offsets[begin], std::memory_order_relaxed);
     }
     const std::lock_guard lock(mutex);
