@@ -171,7 +171,7 @@ def pairs(start: NDArray[np.uint64], images: NDArray[np.uint32]) -> tuple[NDArra
     return np.repeat(np.arange(len(counts)), counts), images.astype(np.int64)
 
 
-def principal(features: NDArray[np.float32], count: int) -> NDArray[np.float64]:
+def principal(features: NDArray[Any], count: int) -> NDArray[np.float64]:
     """The first min(count, df, M - 1) principal components, zeros behind the rank; the largest entry is positive."""
     rows = features.astype(np.float64)
     rows -= rows.mean(0)
