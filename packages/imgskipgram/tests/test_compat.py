@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import copy
 import inspect
 import logging
@@ -236,8 +237,8 @@ def test_the_sentences_of_strings_are_their_characters_and_a_warning_is_logged(c
     assert model.train(["abca"], total_examples=1, epochs=2)[1] == 8
 
 
-def test_sentences_may_be_arrays_and_tuples() -> None:
-    kinds = [tuple(s) for s in TEXT], [np.array(s) for s in TEXT]
+def test_sentences_may_be_arrays_tuples_and_rows_of_a_data_set() -> None:
+    kinds = [tuple(s) for s in TEXT], np.array(TEXT), [{"text": " ".join(s)} for s in TEXT]
     for corpus in kinds:
         assert np.array_equal(Word2Vec(corpus, **SMALL).wv.vectors, trained().wv.vectors)
 
@@ -291,6 +292,9 @@ def test_the_vectors_are_those_of_image_skip_gram(lee: list[list[str]], tmp_path
     path.write_text("\n".join(" ".join(sentence) for sentence in lee) + "\n")
     assert np.array_equal(Word2Vec(lee, **options).wv.vectors, expected)
     assert np.array_equal(Word2Vec(corpus_file=str(path), **options).wv.vectors, expected)
+    with bz2.open(tmp_path / "lee.txt.bz2", "wb") as file:
+        file.write(path.read_bytes())
+    assert np.array_equal(Word2Vec(corpus_file=tmp_path / "lee.txt.bz2", **options).wv.vectors, expected)
     assert np.array_equal(Word2Vec(LineSentence(path), **options).wv.vectors, expected)
     assert np.array_equal(Word2Vec(Anew(lee), **options).wv.vectors, expected)
 
@@ -337,15 +341,22 @@ def test_an_iterable_may_have_other_sentences_in_another_epoch() -> None:
 
 
 @pytest.mark.parametrize("total", [{"total_examples": 60}, {"total_words": 180}], ids=["examples", "words"])
-def test_the_rate_ends_where_it_should_whatever_the_corpus_is(total: dict[str, int]) -> None:
-    for corpus in (TEXT, Anew(TEXT), iter_once := (s for s in TEXT)):
-        model = Word2Vec(**SMALL)
+@pytest.mark.parametrize("form", [list, Anew, lambda text: (s for s in text)], ids=["list", "iterable", "generator"])
+def test_the_rate_is_the_same_whatever_the_form_of_the_corpus(total: dict[str, int], form: Any) -> None:
+    model = Word2Vec(**SMALL)
+    model.build_vocab(form(TEXT))
+    model.train(form(TEXT), epochs=1, **total)
+    assert np.array_equal(model.wv.vectors, trained(epochs=1).wv.vectors)
+
+
+def test_a_total_decides_the_rate_of_what_is_read_anew() -> None:
+    vectors = []
+    for total in (60, 120):
+        model = Word2Vec(alpha=0.5, min_alpha=1e-6, **{**SMALL, "sample": 0})
         model.build_vocab(TEXT)
-        model.train(corpus, epochs=1, **total)
-        plan = model.skipgram.losses_
-        assert len(plan) == 1
-        assert np.array_equal(model.wv.vectors, trained(epochs=1).wv.vectors)
-    assert next(iter_once, None) is None
+        model.train(Anew(TEXT * 100), total_examples=total * 100, epochs=1)
+        vectors.append(model.wv.vectors.copy())
+    assert not np.array_equal(*vectors)
 
 
 def test_attributes_may_be_set_between_trainings_as_with_gensim(caplog: Any) -> None:
@@ -518,20 +529,19 @@ def state(model: Word2Vec) -> dict[str, Any]:
     return {name: value for name, value in vars(model).items() if name not in hidden}
 
 
-def test_a_model_comes_back_whole_from_exactly_its_path(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["model.w2v", "model.safetensors"])
+def test_a_model_comes_back_whole_from_exactly_its_path(tmp_path: Path, name: str) -> None:
     model = trained(
         compute_loss=True, comment="ein Modell", sample=20, shrink_windows=False, max_vocab_size=0, sorted_vocab=0
     )
     model.wv.vectors_lockf[2] = 0.5
-    path = tmp_path / "model.w2v"
+    path = tmp_path / name
     model.save(path)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["model.w2v"]
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
     back = Word2Vec.load(path)
     assert state(back) == state(model)
-    for ours, theirs in ((back.wv, model.wv), (back, model)):
-        assert type(ours) is type(theirs)
-    for name in ("vectors", "vectors_lockf"):
-        assert np.array_equal(getattr(back.wv, name), getattr(model.wv, name))
+    assert np.array_equal(back.wv.vectors, model.wv.vectors)
+    assert np.array_equal(back.wv.vectors_lockf, model.wv.vectors_lockf)
     assert np.array_equal(back.syn1neg, model.syn1neg)
     for each in (back, model):
         each.build_vocab([["new", "dog"]] * 3, update=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from .._corpus import Corpus
@@ -17,7 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 class Lists:
-    """The sentences of a corpus as lists of words; those of a string are its characters, as in gensim."""
+    """The sentences of a corpus as lists of words; those of a string are its characters, as in gensim.
+
+    Rows of a data set, which are mappings, are left as they are: their column "text" is a sentence.
+    """
 
     def __init__(self, corpus: Iterable[Any], warn: bool = False) -> None:
         self._corpus = corpus
@@ -30,7 +35,7 @@ class Lists:
                     "Each 'sentences' item should be a list of words (usually unicode strings). The first here is a "
                     "string, and its words are its characters."
                 )
-            if isinstance(sentence, list | tuple | bytes) or not isinstance(sentence, Collection):
+            if isinstance(sentence, list | tuple | bytes | Mapping) or not isinstance(sentence, Collection):
                 yield sentence
             else:
                 yield list(sentence)
@@ -62,4 +67,4 @@ def is_read_once(iterable: Iterable[Any] | None) -> bool:
     from gensim.models.word2vec import BrownCorpus, LineSentence, PathLineSentences, Text8Corpus
 
     files = (BrownCorpus, LineSentence, PathLineSentences, Text8Corpus)
-    return iterable is None or isinstance(iterable, (list, tuple, GeneratorType, *files))
+    return iterable is None or isinstance(iterable, (list, tuple, np.ndarray, GeneratorType, *files))
