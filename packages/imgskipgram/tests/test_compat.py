@@ -393,6 +393,15 @@ def test_whoever_holds_the_vectors_sees_them_trained() -> None:
     assert np.allclose(np.linalg.norm(wv.get_vector("dog", norm=True)), 1)
 
 
+def test_the_corpus_is_let_go_of_unless_images_need_it() -> None:
+    model = trained(sample=0)
+    assert model.skipgram._tokens is None
+    model.skipgram.image_negative = 1
+    model.skipgram.train(TEXT, ImageBank.from_features(np.eye(2), ["dog", "cat"]), epochs=1)
+    model.train(TEXT, total_examples=60, epochs=1)
+    assert model.skipgram._tokens is not None
+
+
 def test_vectors_that_are_edited_are_trained_on() -> None:
     model = Word2Vec(**SMALL)
     model.build_vocab(TEXT)

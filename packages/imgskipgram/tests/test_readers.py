@@ -65,7 +65,9 @@ def test_gensim_reads_the_same_bits_from_our_files(
     assert np.array_equal(back.vectors, model.wv.vectors)
 
 
-def test_word2vecs_own_way_of_reading_finds_every_vector(model: ImageSkipGram, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_word2vecs_own_way_of_reading_finds_every_vector(lee: list[list[str]], tmp_path: Path, dtype: Any) -> None:
+    model = ImageSkipGram(dtype=dtype, **OPTIONS).fit(lee[:100])
     model.save_word2vec_format(tmp_path / "vectors.bin", binary=True)
     found = read_as_word2vec_does(tmp_path / "vectors.bin")
     assert list(found) == model.wv.index_to_key

@@ -4,7 +4,7 @@ The same as in gensim 4.4:
 
 - arguments and their order, methods, `wv` (gensim's own `KeyedVectors`), which words are kept and their counts,
   sub-sampling, windows, the noise distribution, callbacks, what is raised and logged where a call cannot be right;
-- an iterable that is neither a list, a tuple nor one of gensim's readers of files is read anew for each epoch.
+- an iterable that is no list, tuple or array, nor one of gensim's readers of files, is read anew for each epoch.
 
 What differs:
 
@@ -27,6 +27,7 @@ words with equal counts  the last comes first                                the
 `corpus_file`            plain text                                          .gz, .bz2 and .xz as well
 words                    anything                                            strings
 `save`, `load`           pickles                                             no pickles: .npz, or .safetensors
+`isinstance`             AnnoyIndexer and NmslibIndexer take the model       they take `model.wv`
 without effect                                                               `hashfxn`, `batch_words`, `queue_factor`,
                                                                              `report_delay`, `word_count`,
                                                                              `progress_per`

@@ -241,6 +241,8 @@ class Word2Vec(Steps):
             vars(wv).update(vars(skipgram.wv))  # whoever holds the vectors sees them trained, as in gensim
             skipgram.wv = wv
             skipgram.callbacks = ()
+            if grounding is None:
+                skipgram._tokens = None  # which controls of images train on
         seconds = time.perf_counter() - began
         self.train_count += 1
         self.total_train_time += seconds
