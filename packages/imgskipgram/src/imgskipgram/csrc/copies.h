@@ -156,8 +156,8 @@ class CopiedRows {
     }
     return place;
   }
-  void expect_input(uint32_t word) const { prefetch_row(t_.v + size_t(word) * size_t(columns_), columns_); }
-  void expect_output(uint32_t word) const { prefetch_row(t_.u + size_t(word) * size_t(columns_), columns_); }
+  const S* expect_input(uint32_t word) const { return t_.v + size_t(word) * size_t(columns_); }
+  const S* expect_output(uint32_t word) const { return t_.u + size_t(word) * size_t(columns_); }
 
  private:
   T* copy(Matrix matrix, S* rows, uint32_t i) {

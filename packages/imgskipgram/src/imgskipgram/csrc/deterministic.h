@@ -159,7 +159,7 @@ class Deterministic {
       n += uint64_t(rows[k].place) * workers_ >> 32 == me;
     }
     for (size_t k = 0; k < n; ++k) {
-      if (k + kAhead < n) prefetch_row(rows[mine[k + kAhead]].row, t_.columns);
+      if (k + kAhead < n) prefetch_bytes(rows[mine[k + kAhead]].row, t_.columns * int(sizeof(S)));
       rows[mine[k]].add(t_.columns, changes.bits(mine[k]));
     }
   }

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "alias.h"
-#include "philox.h"
+#include "kernels.h"
 
 // The samples of a sentence: which words stay, how wide their windows are, their negatives and their images.
 namespace sgns {
@@ -35,6 +35,7 @@ struct Images {
 struct Kept {
   std::vector<uint32_t> position, word, window;
 
+  void resize(size_t n) { position.resize(n), word.resize(n), window.resize(n); }
   uint32_t size() const { return uint32_t(word.size()); }
   uint32_t left(uint32_t i) const { return i > window[i] ? i - window[i] : 0; }
   uint32_t right(uint32_t i) const { return std::min(size(), i + window[i] + 1); }  // one past the last
@@ -52,38 +53,43 @@ struct Sampler {
   Sharing sharing;
 
   void select(const uint32_t* ids, uint32_t n, uint64_t sentence, Kept& kept) const {
-    kept.position.clear(), kept.word.clear(), kept.window.clear();
-    uint32_t position[kLanes], stream[kLanes] = {}, r[4][kLanes];
+    kept.resize(n);
+    uint32_t position[kLanes], stream[kLanes] = {}, r[4][kLanes], at = 0;
     for (uint32_t start = 0; start < n; start += kLanes) {
       for (uint32_t i = 0; i < kLanes; ++i) position[i] = start + i;
       philox16(seed, counter(sentence, epoch), position, stream, r);
       for (uint32_t i = 0; i < std::min<uint32_t>(kLanes, n - start); ++i) {
-        const uint32_t word = ids[start + i];
-        if (keep[word] != kAlways && r[0][i] >= keep[word]) continue;
-        kept.position.push_back(start + i);
-        kept.word.push_back(word);
-        kept.window.push_back(shrink ? 1 + uint32_t(uint64_t(r[1][i]) * window >> 32) : window);
+        const uint32_t word = ids[start + i], share = keep[word];
+        kept.position[at] = start + i;
+        kept.word[at] = word;
+        kept.window[at] = shrink ? 1 + uint32_t(uint64_t(r[1][i]) * window >> 32) : window;
+        at += uint32_t(share == kAlways) | uint32_t(r[0][i] < share);
       }
     }
+    kept.resize(at);
   }
 
   // Rows of `negative` words for the centres [first, last): one row a centre, or with "pair" one a context.
   void negatives(const Kept& kept, uint64_t sentence, uint32_t first, uint32_t last, std::vector<uint32_t>& out) const {
-    Requests requests(*this, counter(sentence, epoch), out);
-    out.clear();
-    for (uint32_t i = first; i < last; ++i) {
+    size_t rows = last - first;
+    if (sharing == Sharing::pair) {
+      rows = 0;
+      for (uint32_t i = first; i < last; ++i) rows += kept.contexts(i);
+    }
+    out.resize(rows * negative);
+    Requests requests(*this, counter(sentence, epoch), out.data());
+    const uint32_t stride = sharing == Sharing::batch ? kGroup : 1;
+    for (uint32_t i = first; i < last; i += stride) {
       if (sharing == Sharing::pair) {
         for (uint32_t slot = 0; slot < kept.contexts(i); ++slot) {
           requests.row(kept.position[i], kept.word[i], (1 + slot) << 16);
         }
-      } else if (sharing == Sharing::center) {
-        requests.row(kept.position[i], kept.word[i], 0);
       } else {
-        requests.row(kept.position[i - i % kGroup], kept.word[i], 0);
+        requests.row(kept.position[i], kept.word[i], 0);
       }
     }
     requests.flush();
-    if (sharing == Sharing::batch) drop_targets(kept, first, last, out);
+    if (sharing == Sharing::batch) share(kept, first, last, out.data());
   }
 
   // The own image and the others of one grounded centre: 1 + images.negative indices.
@@ -109,11 +115,11 @@ struct Sampler {
   struct Requests {
     const Sampler& sampler;
     Counter middle;
-    std::vector<uint32_t>& out;
+    uint32_t* out;
     uint32_t n = 0;
     uint32_t position[kLanes], stream[kLanes], target[kLanes], count[kLanes];
 
-    Requests(const Sampler& s, Counter m, std::vector<uint32_t>& o) : sampler(s), middle(m), out(o) {}
+    Requests(const Sampler& s, Counter m, uint32_t* o) : sampler(s), middle(m), out(o) {}
 
     void row(uint32_t at, uint32_t word, uint32_t offset) {
       for (uint32_t k = 0; k < sampler.negative; k += 2) {
@@ -131,7 +137,7 @@ struct Sampler {
       for (uint32_t i = 0; i < n; ++i) {
         for (uint32_t h = 0; h < count[i]; ++h) {
           const uint32_t word = sampler.noise.draw(r[2 * h][i], r[2 * h + 1][i]);
-          out.push_back(word == target[i] && sampler.sharing != Sharing::batch ? again(i, h) : word);
+          *out++ = word == target[i] && sampler.sharing != Sharing::batch ? again(i, h) : word;
         }
       }
       n = 0;
@@ -148,10 +154,13 @@ struct Sampler {
     }
   };
 
-  void drop_targets(const Kept& kept, uint32_t first, uint32_t last, std::vector<uint32_t>& out) const {
-    for (uint32_t i = first; i < last; ++i) {
-      uint32_t* row = out.data() + size_t(i - first) * negative;
-      std::replace(row, row + negative, kept.word[i], kNone);
+  // Hands the row of a group to all of its centres; a negative that is the target of one is none for that.
+  void share(const Kept& kept, uint32_t first, uint32_t last, uint32_t* rows) const {
+    for (uint32_t i = last - first; i-- > 0;) {
+      for (uint32_t k = 0; k < negative; ++k) {
+        const uint32_t word = rows[i / kGroup * negative + k];
+        rows[i * negative + k] = word == kept.word[first + i] ? kNone : word;
+      }
     }
   }
 };

@@ -3,8 +3,6 @@
 #include <array>
 #include <cstdint>
 
-#include "simd.h"
-
 // Philox4x32-10 (Salmon et al. 2011): random words as a function of a key and a counter, so that samples depend on
 // where a word stands in the corpus and on nothing else.
 namespace sgns {
@@ -20,22 +18,8 @@ inline Counter counter(uint64_t sentence, uint32_t epoch) {
 }
 
 // Sixteen (position, stream) at once: out[r][lane].
-CLONES inline void philox16(uint64_t seed, Counter middle, const uint32_t* position, const uint32_t* stream,
-                            uint32_t (*out)[kLanes]) {
-  uint32_t a[kLanes], b[kLanes], c[kLanes], d[kLanes];
-  for (int i = 0; i < kLanes; ++i) a[i] = position[i], b[i] = middle.sentence, c[i] = middle.epoch, d[i] = stream[i];
-  uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
-  for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-    for (int i = 0; i < kLanes; ++i) {
-      const uint64_t p = uint64_t(0xD2511F53u) * a[i], q = uint64_t(0xCD9E8D57u) * c[i];
-      a[i] = uint32_t(q >> 32) ^ b[i] ^ k0;
-      b[i] = uint32_t(q);
-      c[i] = uint32_t(p >> 32) ^ d[i] ^ k1;
-      d[i] = uint32_t(p);
-    }
-  }
-  for (int i = 0; i < kLanes; ++i) out[0][i] = a[i], out[1][i] = b[i], out[2][i] = c[i], out[3][i] = d[i];
-}
+using Philox16 = void (*)(uint64_t seed, Counter middle, const uint32_t* position, const uint32_t* stream,
+                          uint32_t (*out)[kLanes]);
 
 inline std::array<uint32_t, 4> philox(uint64_t seed, Counter middle, uint32_t position, uint32_t stream) {
   uint32_t a = position, b = middle.sentence, c = middle.epoch, d = stream;

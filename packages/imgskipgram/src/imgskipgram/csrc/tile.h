@@ -3,14 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <string>
-#include <utility>
 #include <vector>
-
-#if defined(__x86_64__) && defined(__linux__)
-#define SGNS_X86
-#include <immintrin.h>
-#endif
 
 // The tile: m inputs, one after the other, each against n outputs; logistic loss, its gradients and the update.
 namespace sgns {
@@ -53,6 +46,10 @@ struct alignas(64) Outputs {
   int most;  // the largest weight
 };
 
+inline __attribute__((always_inline)) void prefetch_bytes(const void* row, int bytes) {
+  for (int c = 0; c < bytes; c += 64) __builtin_prefetch(static_cast<const char*>(row) + c);
+}
+
 template <class T>
 struct Tile {
   T* const* x;    // [m]
@@ -64,6 +61,13 @@ struct Tile {
   T* scratch;  // [columns] zeros
   T alpha;
   int columns;
+  const void* const* ahead = nullptr;  // [expected] rows of so many bytes that will be needed soon
+  int expected = 0, bytes = 0;
+
+  // Fetches them, an equal share with each input: all at once they would keep those that are needed now waiting.
+  inline __attribute__((always_inline)) void prefetch(int i) const {
+    for (int k = expected * i / m; k < expected * (i + 1) / m; ++k) prefetch_bytes(ahead[k], bytes);
+  }
 };
 
 template <class T>
@@ -91,6 +95,11 @@ class OutputList {
     o.y[j] = y, o.dy[j] = dy, o.label[j] = label, o.weight[j] = 1;
     ++n_;
   }
+  // Output i is another row.
+  void point(int i, T* y) {
+    Outputs<T>& o = chunks_[size_t(i / kRows)];
+    o.y[i % kRows] = o.dy[i % kRows] = y;
+  }
   // One more of output i.
   void repeat(int i) {
     Outputs<T>& o = chunks_[size_t(i / kRows)];
@@ -106,34 +115,5 @@ class OutputList {
   int n_ = 0;
   std::vector<Outputs<T>> chunks_;
 };
-
-}  // namespace sgns
-
-#include "tile_avx2.h"
-#include "tile_avx512.h"
-#include "tile_scalar.h"
-
-namespace sgns {
-
-// Which instructions this machine has kernels for: the widest first.
-inline std::vector<std::string> instruction_sets() {
-  std::vector<std::string> names;
-#ifdef SGNS_X86
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("x86-64-v4")) names.emplace_back("avx512");
-  if (__builtin_cpu_supports("x86-64-v3")) names.emplace_back("avx2");
-#endif
-  names.emplace_back("scalar");
-  return names;
-}
-
-template <class T, bool Gradient>
-Step<T> choose(const std::string& isa) {
-#ifdef SGNS_X86
-  if (isa == "avx512") return avx512::step<T, Gradient>;
-  if (isa == "avx2") return avx2::step<T, Gradient>;
-#endif
-  return scalar::step<T, Gradient>;
-}
 
 }  // namespace sgns

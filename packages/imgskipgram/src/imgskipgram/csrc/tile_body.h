@@ -189,6 +189,7 @@ void chain(const Tile<T>& t, Loss* loss) {
   products<T, R, Blocks, false>(t.x[0], nullptr, y, columns, f);
   for (int i = 0; i < m; ++i) {
     T* const x = t.x[i];
+    t.prefetch(i);
     logistic<T, WithLoss>(o, t.alpha, f, g, partial);
     const bool ahead = i + 1 < m && t.x[i + 1] != x;
     if (ahead) products<T, R, Blocks, true>(t.x[i + 1], x, y, columns, f);
@@ -229,6 +230,7 @@ void each(const Tile<T>& t, Loss* loss) {
   using V = Vector<T>;
   Partial<T> partial;
   for (int i = 0; i < t.m; ++i) {
+    t.prefetch(i);
     if (Gradient && t.chunks == 1) {
       any_rows<T, true, To::gradient, WithLoss>(t, i, t.outputs[0], partial);
     } else {

@@ -8,6 +8,11 @@ template <class V>
 inline __attribute__((always_inline)) V multiply_add(V a, V b, V c) {
   return a * b + c;
 }
+template <class V>
+inline __attribute__((always_inline)) V multiply_low(V a, uint32_t b) {
+  return (a & 0xffffffffu) * b;
+}
+#include "philox_body.h"
 #include "tile_body.h"
 
 }  // namespace sgns::scalar

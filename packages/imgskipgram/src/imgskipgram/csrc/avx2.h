@@ -12,6 +12,11 @@ inline __attribute__((always_inline)) __m256 multiply_add(__m256 a, __m256 b, __
 inline __attribute__((always_inline)) __m256d multiply_add(__m256d a, __m256d b, __m256d c) {
   return _mm256_fmadd_pd(a, b, c);
 }
+template <class V>
+inline __attribute__((always_inline)) V multiply_low(V a, uint32_t b) {
+  return V(_mm256_mul_epu32(__m256i(a), _mm256_set1_epi64x(int64_t(b))));
+}
+#include "philox_body.h"
 #include "tile_body.h"
 
 }  // namespace sgns::avx2
