@@ -68,8 +68,13 @@ def assert_same(a: ImageSkipGram, b: ImageSkipGram) -> None:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"dtype": "float64", "projection": "free"}, {"projection": "fixed", "seed": 2**64 - 1, "sample": 0}],
-    ids=["shared", "free-float64", "fixed"],
+    [
+        {},
+        {"dtype": "bfloat16"},
+        {"dtype": "float64", "projection": "free"},
+        {"projection": "fixed", "seed": 2**64 - 1, "sample": 0},
+    ],
+    ids=["shared", "bfloat16", "free-float64", "fixed"],
 )
 def test_a_model_comes_back_with_its_bits(tmp_path: Path, suffix: str, options: dict[str, Any]) -> None:
     saved = model(**options).fit(LEE, BANK)

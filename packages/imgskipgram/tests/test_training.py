@@ -19,6 +19,7 @@ from gensim.test.utils import datapath
 
 from imgskipgram import ImageBank, ImageSkipGram, _reference
 from imgskipgram._corpus import read
+from imgskipgram._rows import exported, rounded
 from imgskipgram._training import Plan
 
 if TYPE_CHECKING:
@@ -301,15 +302,26 @@ def test_frozen_words_stay_and_the_others_do_not() -> None:
     assert trained.wv.vectors_lockf[:11].tolist() == [0] * 10 + [1]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_training_begins_with_edited_vectors_and_keeps_the_bits_of_others(dtype: str) -> None:
     trained = model(dtype=dtype).fit(LEE)
     rows = trained._v.copy()
-    trained.wv.vectors[3] = np.arange(20) / 100
+    edit = np.arange(20, dtype=np.float32) / 100
+    trained.wv.vectors[3] = edit
     trained.wv.vectors_lockf = np.zeros(1, np.float32)
     trained.train(LEE)
-    rows[3, :20] = (np.arange(20, dtype=np.float32) / 100).astype(np.float32)
+    rows[3, :20] = rounded(edit, dtype)
     np.testing.assert_array_equal(trained._v, rows)
+    np.testing.assert_allclose(trained.wv.vectors[3], edit, rtol=2**-8 if dtype == "bfloat16" else 0)
+
+
+def test_bfloat16_is_nearly_as_good_and_users_see_float32() -> None:
+    whole, half = model(epochs=5).fit(LEE), model(epochs=5, dtype="bfloat16").fit(LEE)
+    assert half._v.nbytes == whole._v.nbytes / 2
+    assert half.wv.vectors.dtype == half.syn1neg.dtype == np.float32
+    np.testing.assert_array_equal(half.wv.vectors, exported(half._v, 20))
+    for a, b in zip(half.losses_, whole.losses_, strict=True):
+        assert a == pytest.approx(b, rel=0.01)
 
 
 def test_a_callbacks_edits_are_read() -> None:
@@ -396,6 +408,7 @@ def test_callbacks_are_called_in_gensims_order_with_the_vectors_of_the_epoch() -
     "options",
     [
         {"dtype": "float64"},
+        {"dtype": "bfloat16"},
         {"projection": "free", "deterministic": True},
         {"projection": "fixed", "objective": "margin", "negatives": "batch"},
         {"objective": "infonce", "negatives": "pair"},

@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,8 @@ _DAMAGE = (  # what zipfile, NumPy and json raise for files that others made
     RuntimeError,
     MemoryError,
     OverflowError,
+    SyntaxError,
+    TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )

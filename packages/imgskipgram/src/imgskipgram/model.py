@@ -5,8 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ._engine import check_device
 from ._options import LOSSES, Options, check_choice, check_integer, check_rates
+from ._rows import exported
 from ._state import OPTIONS, State, begun, check_images, holding
 
 if TYPE_CHECKING:
@@ -14,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Literal
 
-    import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
     from ._corpus import Corpus, Tokens
@@ -378,9 +380,9 @@ class ImageSkipGram(State):
 
     @property
     def syn1neg(self) -> NDArray[Any]:
-        """The output vectors u `[V, D]`."""
+        """The output vectors u `[V, D]`, in the model's dtype; float32 for bfloat16."""
         rows: NDArray[Any] = self._u[:, : self._options.vector_size]
-        return rows
+        return exported(rows, self._options.vector_size) if rows.dtype == np.uint16 else rows
 
     @property
     def image_vectors(self) -> NDArray[np.float32] | None:
