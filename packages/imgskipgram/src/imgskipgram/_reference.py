@@ -12,10 +12,17 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Samples", "draws", "image_gradient", "philox", "tile", "train_sentence"]
+__all__ = ["Samples", "draws", "image_gradient", "philox", "rate", "tile", "train_sentence"]
 
 NONE = ALWAYS = 2**32 - 1
 TRIES, GROUP, IMAGE_STREAM = 8, 8, 2**31
+RATE_BLOCK = 10_000
+
+
+def rate(token: int, alpha: float, min_alpha: float, done: int, total: int) -> float:
+    """The learning rate at a token of an epoch, of `total` in all epochs, `done` of which are in those before."""
+    before = done + token // RATE_BLOCK * RATE_BLOCK
+    return max(min_alpha, alpha - (alpha - min_alpha) * before / total)
 
 
 def philox(seed: int, counter: Iterable[int]) -> list[int]:
@@ -139,16 +146,16 @@ def train_sentence(
     u: Any,
     z: Any,
     lock: Any,
-    alpha: float,
+    alphas: Any,
     objective: str,
     weight: float,
     trained: bool,
 ) -> tuple[float, float, int, int]:
-    """One sentence, at one rate, in place: text loss, image loss, text pairs, image pairs."""
+    """One sentence, at one rate or one for each token, in place: text loss, image loss, text pairs, image pairs."""
     positions, windows, rows, pictures = draws(ids, sentence, s)
     text, image, pairs, shown, at = 0.0, 0.0, 0, 0, 0
     for i, p in enumerate(positions):
-        word = int(ids[p])
+        word, alpha = int(ids[p]), float(np.broadcast_to(alphas, len(ids))[p])
         if weight > 0 and pictures[i][0] != NONE:
             chosen = [k for k in pictures[i] if k != NONE]
             dv, dz, loss = image_gradient(v[word], z[chosen], objective)
