@@ -103,7 +103,8 @@ if size == 1:
     keep(distributed.fit(model, lines, bank), "one")
     keep(ImageSkipGram(**options).fit(lines, bank), "plain")
 else:
-    keep(distributed.fit(model, lines if rank == 1 else [], bank, sync_every=3000), f"rank{rank}")
+    rows = [{"caption": line} for line in lines if rank == 1]
+    keep(distributed.fit(model, rows, bank, sync_every=3000, text_column="caption"), f"rank{rank}")
 """
     well(ranks.run(SETTING + body, tmp_path, size=1))
     well(ranks.run(SETTING + body, tmp_path, size=3))
