@@ -123,6 +123,23 @@ def test_vectors_from_a_file_are_frozen_or_trained_on(
     assert all(same) if lockf == 0 else not any(same)
 
 
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_model_takes_vectors_from_both_forms(lee: list[list[str]], tmp_path: Path, binary: bool) -> None:
+    given = made(ImageSkipGram, lee[:150], epochs=3, seed=9)
+    given.save_word2vec_format(tmp_path / "given", binary=binary)
+    given.save_word2vec_format(tmp_path / "given.txt")
+    model, by_gensim = made(Word2Vec, lee), made(Word2Vec, lee)
+    assert isinstance(model, Word2Vec)
+    model.wv.vectors_lockf = np.full(1, 0.5, np.float32)
+    by_gensim.wv.vectors_lockf[:] = 0.5
+    model.intersect_word2vec_format(tmp_path / "given", lockf=0.25, binary=binary)
+    by_gensim.wv.intersect_word2vec_format(str(tmp_path / "given.txt"), lockf=0.25)
+    assert np.array_equal(model.wv.vectors, by_gensim.wv.vectors)
+    assert np.array_equal(model.wv.vectors_lockf, by_gensim.wv.vectors_lockf)
+    with pytest.raises(ValueError, match="fname must have vectors of 9 numbers, got 12"):
+        made(Word2Vec, lee, vector_size=9).intersect_word2vec_format(tmp_path / "given", binary=binary)
+
+
 def test_words_of_a_file_are_added_with_their_vectors_and_trained_on(lee: list[list[str]], tmp_path: Path) -> None:
     given = made(ImageSkipGram, lee[:150], epochs=3, seed=9)
     given.save_word2vec_format(tmp_path / "given.txt")

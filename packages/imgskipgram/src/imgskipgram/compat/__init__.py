@@ -24,6 +24,8 @@ sentences                cut after 10,000 words                              who
 update of a vocabulary   sub-samples by the new corpus alone                 by all that was counted
 words with equal counts  the last comes first                                the first comes first
 `wv.vectors_lockf`       one number, which must be replaced to freeze words  one number for each word
+vectors from a file      `wv.intersect_word2vec_format`, whose binary form   there, and of the model for both forms
+                         fails with NumPy 2.3
 `corpus_file`            plain text                                          .gz, .bz2 and .xz as well
 words                    anything                                            strings
 `save`, `load`           pickles                                             no pickles: .npz, or .safetensors

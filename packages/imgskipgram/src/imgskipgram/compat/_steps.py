@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from .._vocabulary import Counts, Trim, TrimRule, Vocabulary, choose
 from ._sources import check_corpus, chosen
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Mapping, Sequence
 
     from gensim.models import KeyedVectors
@@ -233,6 +233,44 @@ class Steps:
         self.corpus_count, self._retained = other_model.corpus_count, int(counts.sum())
         self.corpus_total_words = other_model.corpus_total_words
         self.init_weights()
+
+    def intersect_word2vec_format(
+        self,
+        fname: str | os.PathLike[str],
+        lockf: float = 0.0,
+        binary: bool = False,
+        encoding: str = "utf8",
+        unicode_errors: str = "strict",
+    ) -> None:
+        """Take the vectors of words of the vocabulary from a file in word2vec's form; no word is added.
+
+        gensim 4 has this of `wv`, where it fails for `binary` with NumPy 2.3 and later.
+
+        Args:
+            fname: the file.
+            lockf: what updates of these words are multiplied by from now on; 0, the default, freezes them.
+            binary: word2vec's binary form.
+            encoding, unicode_errors: of the words in the file.
+
+        Raises:
+            RuntimeError: there is no vocabulary.
+            ValueError: vectors of another size.
+        """
+        from gensim.models import KeyedVectors
+
+        vocabulary, wv = self.skipgram._known(), self.wv
+        given = KeyedVectors.load_word2vec_format(
+            os.fspath(fname), binary=binary, encoding=encoding, unicode_errors=unicode_errors
+        )
+        if given.vector_size != self.vector_size:
+            raise ValueError(f"fname must have vectors of {self.vector_size} numbers, got {given.vector_size}")
+        words = [word for word in vocabulary.words if word in given.key_to_index]
+        rows = [vocabulary.index[word] for word in words]
+        wv.vectors[rows] = given.vectors[[given.key_to_index[word] for word in words]]
+        wv.vectors_lockf = np.broadcast_to(wv.vectors_lockf, len(vocabulary)).astype(np.float32)
+        wv.vectors_lockf[rows] = lockf
+        wv.norms = None
+        logger.info("%d of %d words have vectors from %s", len(words), len(vocabulary), fname)
 
     def estimate_memory(self, vocab_size: int | None = None, report: dict[str, int] | None = None) -> dict[str, int]:
         """Bytes of the vocabulary, of the vectors, as `wv` has them and as they are trained, and of all."""
