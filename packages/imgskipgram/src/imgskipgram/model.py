@@ -14,12 +14,12 @@ from ._state import OPTIONS, State, begun, check_images, holding
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Sequence
     from typing import Literal
 
     from numpy.typing import ArrayLike, NDArray
 
-    from ._corpus import Corpus, Tokens
+    from ._corpus import Corpus
     from ._vocabulary import TrimRule
     from .bank import ImageBank
     from .explanation import Explanation
@@ -64,7 +64,7 @@ class ImageSkipGram(State):
             begin there, which shows what goes wrong: they leave the words in a cone.
         negatives: K negatives for all contexts of a centre, "center" (default); for each pair, "pair", as in word2vec;
             for eight centres, "batch".
-        deterministic: the same bits for any number of workers; costs time, which it says in the README how much.
+        deterministic: the same bits for any number of workers, in about twice the time.
         dtype: "float32"; "float64" for tests; "bfloat16" halves the memory of rows, which are rounded at random.
         device: "cpu" or "cuda".
         callbacks: objects with some of gensim's on_train_begin, on_epoch_begin, on_epoch_end, on_train_end, which are
@@ -79,8 +79,7 @@ class ImageSkipGram(State):
         losses_: of every epoch `{"text", "image", "text_pairs", "image_pairs"}`: means per pair, and the pairs.
 
     Raises:
-        ValueError: an argument has a value that it cannot have.
-        TypeError: or one of another type.
+        ValueError, TypeError: an argument cannot have this value, or this type.
         ImportError: `device="cuda"` without torch and Triton: `pip install 'imgskipgram[gpu]'`.
         RuntimeError: `device="cuda"` without a GPU.
 
@@ -97,9 +96,8 @@ class ImageSkipGram(State):
         [0, 1]
 
     Reference:
-        Mikolov et al., "Distributed Representations of Words and Phrases and their Compositionality", NIPS 2013;
-        R. Luo, "Exploration on Grounded Word Embedding", arXiv:1809.02765, 2018, from whose abstract the image term
-        is reconstructed.
+        Mikolov et al., "Distributed Representations of Words and Phrases and their Compositionality", NIPS 2013; R.
+        Luo, "Exploration on Grounded Word Embedding", arXiv:1809.02765, from whose abstract the image term comes.
     """
 
     def __init__(
@@ -132,8 +130,7 @@ class ImageSkipGram(State):
         sorted_vocab: bool = True,
     ) -> None:
         """See the class."""
-        given = {name: value for name, value in locals().items() if name in OPTIONS}
-        options = Options(**given)
+        options = Options(**{name: value for name, value in locals().items() if name in OPTIONS})
         check_device(options.device)
         vars(self).update(begun(options, None))
 
@@ -188,8 +185,7 @@ class ImageSkipGram(State):
 
         Args:
             corpus: as in `build_vocab`; words outside the vocabulary are left out.
-            images: a bank; by default the model's, if it has one.
-            epochs, start_alpha, end_alpha: by default the model's `epochs`, `alpha` and `min_alpha`.
+            images, epochs, start_alpha, end_alpha: by default the model's `bank`, `epochs`, `alpha` and `min_alpha`.
             compute_loss: "exact"; "sampled", from one centre in 16; "none".
             text_column: as in `build_vocab`.
             progress: show a bar.
@@ -200,12 +196,12 @@ class ImageSkipGram(State):
         Raises:
             RuntimeError: there is no vocabulary.
             ValueError: an argument, the corpus or the bank does not fit; the model is as before.
-            FloatingPointError: vectors are not finite after an epoch, as `alpha` is too large; the model is as before.
+            FloatingPointError: vectors are not finite after an epoch; the model is as before.
 
         Example:
             >>> from imgskipgram import ImageSkipGram
             >>> model = ImageSkipGram(min_count=1, sample=0, workers=1)
-            >>> model.build_vocab(["the dog barks", "the cat purrs"])
+            >>> model.build_vocab(["the dog barks"])
             >>> model.train(["a dog barks"], epochs=2)
             (4, 6)
         """
@@ -265,8 +261,7 @@ class ImageSkipGram(State):
 
         Example:
             >>> from imgskipgram import ImageSkipGram
-            >>> model = ImageSkipGram(vector_size=16, min_count=1, workers=1).fit(["the dog barks", "the cat purrs"])
-            >>> len(model.losses_)
+            >>> len(ImageSkipGram(min_count=1, workers=1).fit(["the dog barks", "the cat purrs"]).losses_)
             5
         """
         from ._corpus import read, stream
@@ -276,11 +271,9 @@ class ImageSkipGram(State):
         check_images(images)
         vocabulary, tokens = read(corpus, options.trim, text_column=text_column, cache_dir=cache_dir)
         grounding = self._ground(images, vocabulary)
-        feed: Callable[[], Iterable[Tokens]]
-        if tokens is None:
-            feed, count = partial(stream, corpus, vocabulary, text_column=text_column), vocabulary.total
-        else:
-            feed, count = partial(iter, (tokens,)), len(tokens.ids)
+        again = partial(stream, corpus, vocabulary, text_column=text_column)
+        feed = again if tokens is None else partial(iter, (tokens,))
+        count = vocabulary.total if tokens is None else len(tokens.ids)
         before = dict(vars(self))
         vars(self).update(begun(options, vocabulary))
         plan = Plan(options.epochs, count, options.alpha, options.min_alpha)
@@ -290,7 +283,7 @@ class ImageSkipGram(State):
     def explain(
         self, word_or_vector: str | ArrayLike, topn: int = 9, *, csls: bool = True, diversity: float = 0.0
     ) -> Explanation:
-        """The images nearest to a word or to any vector, and the words with images that lie between.
+        """The images nearest to a word or to any vector, and the nearest words that have images.
 
             score_i = 2 cos(v^ - mu, z_i) - r_i,  v^ = v / |v|,
 
@@ -300,7 +293,7 @@ class ImageSkipGram(State):
         Args:
             word_or_vector: a word of the vocabulary, or a vector `[D]`.
             topn: images (default 9); more than there are gives all.
-            csls: False leaves r_i out.
+            csls: False leaves r_i out, as well as the 2.
             diversity: 0 to 1 (default 0); how much images are to differ from each other.
 
         Raises:
@@ -322,11 +315,12 @@ class ImageSkipGram(State):
         return explain(vector, **parts, csls=csls, topn=topn, diversity=diversity, title=title)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model, its bank and the state of its training at exactly this path; if that fails, the old file
-        survives.
+        """Write the model, its bank and the state of its training, as .safetensors or, by default, as .npz.
 
-        A path that ends in .safetensors gets this form, any other that of .npz. `callbacks` and `trim_rule` are code
-        and not saved.
+        `callbacks` and `trim_rule` are code and not saved.
+
+        Args:
+            path: exactly where; it decides about the form. If this fails, the old file survives.
 
         Raises:
             RuntimeError: there is no vocabulary.
@@ -355,24 +349,19 @@ class ImageSkipGram(State):
         """
         from ._files import read
 
-        found = read(path)
-        lockf = found.pop("lockf")
-        model = cls.__new__(cls)
-        vars(model).update({**holding(*(found[name] for name in ("_options", "_vocabulary", "_v", "_u"))), **found})
-        model.wv.vectors_lockf = lockf
+        model, found = cls.__new__(cls), read(path)
+        vars(model).update(holding(*(found[name] for name in ("_options", "_vocabulary", "_v", "_u"))))
+        model.wv.vectors_lockf = found.pop("lockf")
+        vars(model).update(found)
         return model
 
     def save_word2vec_format(self, path: str | os.PathLike[str], binary: bool = False) -> None:
-        """Write the vectors in word2vec's form, by falling count; .gz and .bz2 are compressed.
-
-        Args:
-            path: where; if it fails, the old file survives.
-            binary: word2vec's binary form.
+        """Write the vectors in word2vec's form, or its binary one; .gz and .bz2 are compressed.
 
         Raises:
             ValueError: a word has white space in it.
             RuntimeError: there is no vocabulary.
-            OSError: it cannot be written.
+            OSError: it cannot be written; the old file survives.
         """
         from ._files import write_word2vec
 
