@@ -163,6 +163,17 @@ def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
     np.testing.assert_allclose(Shared(*arguments).fit(v)[1], expected, atol=1e-5)
 
 
+def test_directions_that_hold_all_differences_give_the_same_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, v = bank(size=400), vectors()
+    arguments = (given.features, *given.images_of(vocabulary()))
+    expected = Shared(*arguments).fit(v)[1]
+    monkeypatch.setattr(projection, "_MANY", 0)
+    np.testing.assert_allclose(Shared(*arguments).fit(v)[1], expected, atol=1e-4)
+    monkeypatch.setattr(projection, "_DIRECTIONS", 5)
+    fewer = Shared(*arguments).fit(v)[1]
+    assert 0.7 < (fewer * expected).sum(1).mean() < 0.9999
+
+
 def test_no_table_of_all_images_by_all_images_is_made() -> None:
     given = bank(6000, size=16)
     arguments = (given.features, *given.images_of(vocabulary()))

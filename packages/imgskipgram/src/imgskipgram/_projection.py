@@ -17,6 +17,7 @@ _POWER, _GAMMA, _RIDGE = 0.25, 1.25, 0.3  # of features, of the kernel, of its s
 _NEIGHBOURS, _SMOOTHING, _STEPS = 20, 0.5, 20
 _EXACT = 4000  # pairs of a word and its image; more are fitted through landmarks
 _LANDMARKS = 2000
+_MANY, _DIRECTIONS = 10_000, 256  # images; from more on neighbours are found in so many directions
 _ROWS, _COLUMNS = 256, 256  # at once
 _NOTHING = 1e-5  # a sum of vectors this much shorter than its parts is rounding
 _IN_TRAINING = 2.0  # length of z: with unit vectors a logistic could not come near to 0 or 1
@@ -32,7 +33,8 @@ class Shared:
 
     over the pairs L of an image and a word w, weighted by a ~ |I(w)|^-1/2 with mean 1; E says which pair has which
     word; A averages over each image's 20 nearest, by cosines of x. T is found by 20 steps from T0. Above 4,000 pairs
-    the ridge regression has 2,000 images as landmarks, at first one of every word; it still fits every pair.
+    the ridge regression has 2,000 images as landmarks, at first one of every word; it still fits every pair. Above
+    10,000 images neighbours are found by the 256 directions in which images differ most.
 
     Time and memory: 4 M min(G, 2,000) bytes stay, G words with images; three times that, x (4 M df bytes) and blocks of
     1,000 M floats while it is made. A refresh is one product of M x G by G x D.
@@ -266,6 +268,8 @@ def _average(x: NDArray[np.float32]) -> Any:
     """A: every row the weights of an image's neighbours, of those it has and of those that have it; their sum is 1."""
     from scipy.sparse import csr_array, diags_array
 
+    if len(x) > _MANY and x.shape[1] > _DIRECTIONS:
+        x = x @ np.linalg.eigh((x.T @ x).astype(np.float64))[1][:, -_DIRECTIONS:].astype(np.float32)
     count = min(_NEIGHBOURS, len(x) - 1)
     neighbours = np.empty((len(x), count), np.int64)
     cosines = np.empty((len(x), count), np.float32)
