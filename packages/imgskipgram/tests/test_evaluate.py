@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import lzma
+import subprocess
+import sys
 from collections import Counter
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -129,6 +131,16 @@ def test_files_that_are_missing_or_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.xz").write_bytes(lzma.compress(b"a b c d\n" * 100)[:-20])
     with pytest.raises(ValueError, match=r"damaged"):
         analogy(wv, tmp_path / "cut.xz")
+
+
+def test_modules_come_when_they_are_asked_for() -> None:
+    program = """
+import sys, imgskipgram
+print([name for name in ("evaluate", "plots", "compat", "distributed") if f"imgskipgram.{name}" in sys.modules])
+print(imgskipgram.evaluate.similarity.__name__, imgskipgram.plots.losses.__name__, hasattr(imgskipgram, "another"))
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines() == ["[]", "similarity losses False"]
 
 
 # --- analogies ---
