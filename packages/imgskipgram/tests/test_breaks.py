@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import copy
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from typing import Any
 
@@ -170,6 +172,20 @@ CHILD = """
         assert model._plan.done == 1
         print("whole", flush=True)
 """
+
+
+def test_an_interrupt_without_a_signal_is_heard_too() -> None:
+    """As some editors and notebooks interrupt."""
+
+    class Interrupts:
+        def on_epoch_begin(self, trained: ImageSkipGram) -> None:
+            if len(trained.losses_) == 1:
+                threading.Timer(0.1, _thread.interrupt_main).start()
+
+    trained = model(epochs=10**4, callbacks=[Interrupts()])
+    with pytest.raises(KeyboardInterrupt):
+        trained.fit(LEE)
+    assert 1 <= trained._plan.done == len(trained.losses_) < 10**4
 
 
 def test_an_interrupt_leaves_the_model_of_the_last_epoch() -> None:

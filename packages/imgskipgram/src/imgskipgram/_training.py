@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Cpu", "Engine", "Place", "Plan", "Totals", "Trainer", "prepare", "run"]
 
 _PARTS, _TEXT_ALONE = 20, 4  # of a training: images are placed anew before each part, the first time before this one
-_LOOK = 0.1  # seconds between looks at progress
+_LOOK = 0.2  # seconds between looks at progress, and at interrupts that are no signals
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _run(pool: ThreadPoolExecutor, bar: Any, call: Callable[[NDArray[np.uint8], 
     try:
         future = pool.submit(call, stop, progress)
         while not future.done():
-            wait([future], None if bar.disable else _LOOK)
+            wait([future], _LOOK)
             now = int(progress[0])
             bar.update(now - shown)
             shown = now

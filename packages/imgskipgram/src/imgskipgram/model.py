@@ -217,7 +217,6 @@ class ImageSkipGram(State):
         end = options.min_alpha if end_alpha is None else end_alpha
         check_rates("start_alpha", start, "end_alpha", end)
         grounding = self._ground(self._bank if images is None else images, vocabulary)
-        self._rows()
         tokens = encode(corpus, vocabulary, text_column=text_column)
         count = len(tokens.ids)
         if not count:
