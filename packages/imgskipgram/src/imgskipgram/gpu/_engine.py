@@ -34,6 +34,7 @@ __all__ = ["Cuda"]
 _RATE_BLOCK = 10_000  # tokens of one learning rate, as in train.h
 _CHUNK = 1 << 20  # tokens whose samples are there at once: 64 MB with five negatives
 _PIECE = 1 << 16  # centres of a launch: 2048 programs
+_GROUNDED = 4  # pieces with images are so much smaller, as a word's images do not see its text within one
 _LEAST, _PIECES = 1 << 10, 64  # a small corpus has so many pieces, or frequent words would be trained by stale rows
 _SHARE = 4  # of the memory that is free, the part that a corpus may take to stay there
 
@@ -63,10 +64,10 @@ class Cuda:
         self._device = torch.device(device)
         keep = vocabulary.keep(options.sample)
         self._tables = tuple(map(self._on_device, (keep, *vocabulary.noise(options.ns_exponent))))
-        self._images = None
+        self._images, self._piece = None, min(_PIECE, max(_LEAST, vocabulary.total // _PIECES))
         if grounding is not None and trained:
+            self._piece = max(1, self._piece // _GROUNDED)
             self._images = self._on_device(grounding.start), self._on_device(grounding.images), len(grounding.bank)
-        self._piece = min(_PIECE, max(_LEAST, vocabulary.total // _PIECES))
         self._seed = options.seed - (options.seed >> 63 << 64)  # the same bits with a sign, as operators take integers
         self._known: tuple[NDArray[np.uint32], Tensor] | None = None
 

@@ -26,7 +26,7 @@ MARGIN = tl.constexpr(_reference.MARGIN)
 TEMPERATURE = tl.constexpr(_reference.TEMPERATURE)
 
 RUN = 32  # centres of a program, one after the other
-PAIRS = 8  # words with an image of a program
+PAIRS = 64  # words of a program, few of which have an image: those of one word should not all start from the same row
 WARP = 1024  # numbers of a tile for one warp: 32 registers of a thread
 MOST = 32 * WARP
 REGISTERS = 128  # of a thread, where a program is one warp: 16 of them on a multiprocessor
