@@ -152,12 +152,13 @@ def test_what_was_given_and_what_was_taken_stay_as_they_are():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"dtype": "bfloat16"}, r"dtype must be 'float32' with device=\"cuda\", got 'bfloat16'"),
         ({"negatives": "pair"}, r"negatives must be 'center' with device=\"cuda\", got 'pair'"),
         ({"shrink_windows": False}, r"shrink_windows must be True with device=\"cuda\", got False"),
         ({"deterministic": True}, r"deterministic must be False with device=\"cuda\", got True"),
         ({"projection": "free"}, r"projection must be \"shared\" or \"fixed\" with device=\"cuda\", got \"free\""),
     ],
-    ids=["negatives", "windows", "deterministic", "projection"],
+    ids=["dtype", "negatives", "windows", "deterministic", "projection"],
 )
 def test_options_without_a_kernel_are_refused(options, message):
     made = Options(image_negative=3, **options)

@@ -126,7 +126,7 @@ class Cuda:
                         images,
                         self._options.objective,
                         self._options.image_weight,
-                        float(self._rates(place, torch.tensor(float(middle)))),
+                        float(self._rates(place, torch.tensor(middle, dtype=torch.float64))),
                     )
                 sums[0] += _ops.pairs_(self._v, self._u, *drawn, rates, piece, stopped)
             progress[0] += np.uint64(last - first)

@@ -122,7 +122,8 @@ def _pairs_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _inverse(square):  # type: ignore[no-untyped-def]
-    return tl.where(square > 0, 1.0 / tl.sqrt(tl.where(square > 0, square, 1.0)), 0.0)
+    length = tl.sqrt_rn(tl.where(square > 0, square, 1.0))
+    return tl.where(square > 0, tl.div_rn(tl.full(length.shape, 1.0, tl.float32), length), 0.0)
 
 
 @triton.jit(do_not_specialize=["n"])
