@@ -70,8 +70,9 @@ def same(folder: Path, first: str, second: str, rounding: float = 0) -> dict[str
         "projection='free', objective='infonce', epochs=2",
         "projection='fixed', objective='margin', epochs=2",
         "dtype='float64', deterministic=True, epochs=2",
+        "dtype='bfloat16', epochs=2",
     ],
-    ids=["shared", "text", "free", "fixed", "double"],
+    ids=["shared", "text", "free", "fixed", "double", "half"],
 )
 def test_all_processes_end_with_the_same_bits_and_the_vocabulary_of_the_whole(
     ranks: Ranks, tmp_path: Path, options: str
@@ -111,6 +112,17 @@ else:
     same(tmp_path, "plain", "one")
     for rank in range(3):
         same(tmp_path, "plain", f"rank{rank}", rounding=1e-12)  # sums of other parts
+
+
+def test_deterministic_training_has_the_same_bits_for_any_number_of_threads(ranks: Ranks, tmp_path: Path) -> None:
+    body = """
+for workers in (1, 3):
+    model = ImageSkipGram(**{**options, "workers": workers}, deterministic=True, epochs=2)
+    keep(distributed.fit(model, lines[rank::size], bank, sync_every=4000), f"{workers}-{rank}")
+"""
+    well(ranks.run(SETTING + body, tmp_path))
+    for rank in range(2):
+        same(tmp_path, "1-0", f"3-{rank}")
 
 
 @pytest.mark.parametrize(
