@@ -5,10 +5,10 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
-U8: TypeAlias = NDArray[np.uint8]
-U32: TypeAlias = NDArray[np.uint32]
-U64: TypeAlias = NDArray[np.uint64]
-F64: TypeAlias = NDArray[np.float64]
+_U8: TypeAlias = NDArray[np.uint8]
+_U32: TypeAlias = NDArray[np.uint32]
+_U64: TypeAlias = NDArray[np.uint64]
+_F64: TypeAlias = NDArray[np.float64]
 
 # core.cpp
 
@@ -48,14 +48,14 @@ def renumber(ids: NDArray[np.uint32], ends: NDArray[np.uint64], numbers: NDArray
 
 def instruction_sets() -> list[str]: ...
 def aligned(rows: int, columns: int, dtype: str = "float32") -> NDArray[Any]: ...
-def alias_build(p: F64) -> tuple[U32, U32]: ...
+def alias_build(p: _F64) -> tuple[_U32, _U32]: ...
 def draws(
-    ids: U32,
-    keep: U32,
-    threshold: U32,
-    alias: U32,
-    image_ptr: U64,
-    image_ids: U32,
+    ids: _U32,
+    keep: _U32,
+    threshold: _U32,
+    alias: _U32,
+    image_ptr: _U64,
+    image_ids: _U32,
     images: int,
     *,
     window: int,
@@ -66,24 +66,24 @@ def draws(
     seed: int,
     epoch: int,
     sentence: int,
-) -> tuple[U32, U32, U32, U32]: ...
+) -> tuple[_U32, _U32, _U32, _U32]: ...
 def tile(
     x: NDArray[Any], y: NDArray[Any], labels: NDArray[Any], alpha: float, isa: str
 ) -> tuple[NDArray[Any], NDArray[Any], float]: ...
 def train_epoch(
-    ids: U32,
-    offsets: U64,
-    keep: U32,
-    threshold: U32,
-    alias: U32,
+    ids: _U32,
+    offsets: _U64,
+    keep: _U32,
+    threshold: _U32,
+    alias: _U32,
     v: NDArray[Any],
     u: NDArray[Any],
     lockf: NDArray[Any],
-    image_ptr: U64,
-    image_ids: U32,
+    image_ptr: _U64,
+    image_ids: _U32,
     z: NDArray[Any],
-    stop: U8,
-    progress: U64,
+    stop: _U8,
+    progress: _U64,
     *,
     window: int,
     negative: int,
