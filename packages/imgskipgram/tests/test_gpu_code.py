@@ -45,12 +45,12 @@ def compiled(kernel, options=None, **constants):
     return {"ptx": code.asm["ptx"], **{k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", used)}}
 
 def pairs(negative, columns):
-    k, d, warps = steps._tile(1 + negative, columns, "negative")
+    k, d, warps = steps.tile(1 + negative, columns, "negative")
     options = {"num_warps": warps, "maxnreg": steps.REGISTERS if warps == 1 else None}
     return compiled(steps._pairs_kernel, options, NEGATIVE=negative, K=k, S=columns, D=d, RUN=steps.RUN)
 
 def image(objective):
-    k, d, warps = steps._tile(6, 112, "image_negative")
+    k, d, warps = steps.tile(6, 112, "image_negative")
     constants = dict(OBJECTIVE=objective, NEGATIVE=5, K=k, S=112, D=d, PAIRS=steps.PAIRS)
     return compiled(steps._image_kernel, {"num_warps": warps}, **constants)
 

@@ -166,6 +166,15 @@ def test_options_without_a_kernel_are_refused(options, message):
         gpu.Cuda(made, vocabulary(), Grounding(bank(), vocabulary(), made), "exact", device="cpu")
 
 
+@pytest.mark.parametrize("name", ["negative", "image_negative"])
+def test_more_outputs_than_registers_hold_are_refused_before_anything_is_done(name):
+    pytest.importorskip("triton", reason="there is no Triton here")
+    made = Options(**{"vector_size": 1000, "image_negative": 3, name: 40})
+    pictures = ImageBank.from_features(np.random.default_rng(0).random((50, 4)), ["w1", "w2"] * 25)
+    with pytest.raises(ValueError, match=rf"^{name} must be at most 31 for rows of 1008 numbers on cuda, got 40"):
+        gpu.Cuda(made, vocabulary(), Grounding(pictures, vocabulary(), made), "exact")
+
+
 def test_frozen_rows_are_refused():
     engine = gpu.Cuda(Options(vector_size=10), vocabulary(), None, "exact", device="cpu")
     v = zeros(V, 10, "float32")

@@ -62,6 +62,12 @@ class Cuda:
             raise ValueError('projection must be "shared" or "fixed" with device="cuda", got "free"')
         self._options, self._loss = options, loss
         self._device = torch.device(device)
+        if self._device.type == "cuda":
+            from ._triton import tile
+
+            tile(1 + options.negative, -(-options.vector_size // 16) * 16, "negative")
+            if trained:
+                tile(1 + options.image_negative, -(-options.vector_size // 16) * 16, "image_negative")
         keep = vocabulary.keep(options.sample)
         self._tables = tuple(map(self._on_device, (keep, *vocabulary.noise(options.ns_exponent))))
         self._images, self._piece = None, min(_PIECE, max(_LEAST, vocabulary.total // _PIECES))

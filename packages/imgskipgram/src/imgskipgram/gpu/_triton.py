@@ -192,7 +192,7 @@ def _image_kernel(  # type: ignore[no-untyped-def]
 # --- launchers ------------------------------------------------------------------------------------------------------
 
 
-def _tile(rows: int, columns: int, name: str) -> tuple[int, int, int]:
+def tile(rows: int, columns: int, name: str) -> tuple[int, int, int]:
     """Of a tile of so many outputs its padded rows and columns, and the warps that hold it."""
     k, d = triton.next_power_of_2(rows), max(triton.next_power_of_2(columns), 32)
     if k * d > MOST:
@@ -215,7 +215,7 @@ def pairs_(
     last: int,
 ) -> Tensor:
     negative, columns = negatives.shape[1], v.shape[1]
-    k, d, warps = _tile(1 + negative, columns, "negative")
+    k, d, warps = tile(1 + negative, columns, "negative")
     programs = triton.cdiv(max(last - first, 0), RUN)
     losses = torch.empty(programs, dtype=torch.float64, device=v.device)
     if programs:
@@ -268,7 +268,7 @@ def image_(
     v: Tensor, words: Tensor, positive: Tensor, negative: Tensor, z: Tensor, objective: str, weight: float, alpha: float
 ) -> Tensor:
     n, columns = words.shape[0], v.shape[1]
-    k, d, warps = _tile(1 + negative.shape[1], columns, "image_negative")
+    k, d, warps = tile(1 + negative.shape[1], columns, "image_negative")
     losses = torch.empty(triton.cdiv(n, PAIRS), dtype=torch.float64, device=v.device)
     if n:
         with on(v):
