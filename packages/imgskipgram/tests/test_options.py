@@ -112,6 +112,16 @@ def test_a_gpu_without_torch_names_what_to_install() -> None:
         ImageSkipGram(device="cuda")
 
 
+@pytest.mark.parametrize(("exponent", "word"), [(1000, 0), (-1000, 2)])
+def test_an_exponent_beyond_measure_leaves_one_negative(exponent: float, word: int) -> None:
+    """Of words with 9, 4 and 1 occurrences."""
+    model = ImageSkipGram(min_count=1)
+    model.build_vocab(["a " * 9 + "b " * 4 + "c"])
+    threshold, alias = model._vocabulary.noise(exponent)
+    assert threshold.tolist() == [2**32 - 1 if i == word else 0 for i in range(3)]
+    assert alias.tolist() == [word] * 3
+
+
 def test_an_option_is_an_attribute_and_checked_when_set() -> None:
     model = ImageSkipGram(window=3)
     assert model.window == 3

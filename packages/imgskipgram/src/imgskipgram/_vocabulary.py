@@ -107,7 +107,8 @@ class Vocabulary:
 
     def noise(self, exponent: float) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
         """The alias table, threshold and alias, of negatives that are drawn in proportion to count ** exponent."""
-        return _core.alias_build(self.counts.astype(np.float64) ** exponent)
+        likeliest = self.counts.max() if exponent > 0 else self.counts.min()
+        return _core.alias_build((self.counts / likeliest) ** exponent)  # at most 1, whatever the exponent
 
 
 def choose(found: Counts, trim: Trim, known: Vocabulary | None = None) -> tuple[Vocabulary, NDArray[np.uint32]]:
