@@ -15,7 +15,7 @@ from imgskipgram import ImageSkipGram, distributed
 from imgskipgram._corpus import Tokens
 from imgskipgram._engine import Totals
 from imgskipgram._training import Plan
-from imgskipgram.distributed import _Part
+from imgskipgram.distributed import _faster, _Part
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -296,6 +296,15 @@ def test_a_part_is_trained_once_in_step_with_the_others_as_the_sentences_that_it
         assert (place.alpha, place.min_alpha) == (0.025 * 1.6, 0.001 * 1.6)
     assert team.averages == 3 * 2
     assert (totals, raw) == (Totals(text_loss=3.0, text_pairs=6, words=12), 24)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "alpha", "faster"),
+    [([5, 5], 0.025, 2), ([7, 0, 0], 0.025, 1), ([3, 1], 0.025, 1.6), ([2] * 16, 0.025, 8), ([1, 1], 0.3, 1)],
+    ids=["equal", "one", "uneven", "many", "fast"],
+)
+def test_rates_grow_with_processes_as_far_as_training_is_stable(sizes: list[int], alpha: float, faster: float) -> None:
+    assert _faster(sizes, alpha) == pytest.approx(faster, rel=1e-12)
 
 
 @pytest.mark.slow
