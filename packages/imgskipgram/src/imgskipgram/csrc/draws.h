@@ -97,12 +97,18 @@ struct Sampler {
     const Counter middle = counter(sentence, epoch);
     const uint32_t* begin = images.ids + images.first[word];
     const uint32_t* end = images.ids + images.first[word + 1];
-    out[0] = begin[uint64_t(philox(seed, middle, position, kImageStream)[0]) * uint64_t(end - begin) >> 32];
+    uint32_t same[kLanes], stream[kLanes], r[4][kLanes];
+    for (uint32_t i = 0; i < kLanes; ++i) same[i] = position, stream[i] = kImageStream + i;
+    philox16(seed, middle, same, stream, r);
+    const auto random = [&](uint32_t j) {
+      const uint32_t i = 1 + j / 2;
+      return i < kLanes ? r[j % 2 * 2][i] : philox(seed, middle, position, kImageStream + i)[j % 2 * 2];
+    };
+    out[0] = begin[uint64_t(r[0][0]) * uint64_t(end - begin) >> 32];
     for (uint32_t k = 0; k < images.negative; ++k) {
       out[1 + k] = kNone;
       for (uint32_t j = k; j < kTries * images.negative; j += images.negative) {
-        const uint32_t r = philox(seed, middle, position, kImageStream + 1 + j / 2)[j % 2 * 2];
-        const uint32_t image = uint32_t(uint64_t(r) * images.size >> 32);
+        const uint32_t image = uint32_t(uint64_t(random(j)) * images.size >> 32);
         if (std::binary_search(begin, end, image)) continue;
         out[1 + k] = image;
         break;

@@ -45,12 +45,18 @@ inline __attribute__((always_inline)) T dot(const T* a, const T* b, int columns)
 template <class T>
 T image_gradient(const ImageTerm<T>& t, T square, double& loss) {
   if (t.objective == Objective::nce) {
+    double product = 1;  // of 1 + exp(-|f|), each at most 2
     for (int k = 0; k < t.n; ++k) {
       const double f = t.a[k], e = std::exp(-std::abs(f)), label = k == 0;
-      loss += t.weight[k] * (std::max(k == 0 ? -f : f, 0.) + std::log1p(e));
+      loss += t.weight[k] * std::max(k == 0 ? -f : f, 0.);
+      for (int i = 0; i < int(t.weight[k]); ++i) {
+        product *= 1 + e;
+        if (product > 0x1p+1000) loss += std::log(product), product = 1;
+      }
       t.a[k] = T(t.weight[k] * (label - (f < 0 ? e : 1) / (1 + e)));
       t.c[k] = 0;
     }
+    loss += std::log(product);
     return 0;
   }
   const double v = square > 0 ? 1 / std::sqrt(double(square)) : 0;
