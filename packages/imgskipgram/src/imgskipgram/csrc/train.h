@@ -97,6 +97,10 @@ class Worker {
         outputs_(zeros_.data()),
         merged_(zeros_.data()) {
     for (uint32_t k = 0; k <= t_.sampler.negative; ++k) outputs_.add(zeros_.data(), zeros_.data(), T(k == 0));
+    if (t_.image_weight > 0) {
+      grounded_.resize(t_.sampler.noise.size);
+      for (uint32_t w = 0; w < t_.sampler.noise.size; ++w) grounded_[w] = t_.sampler.images.grounded(w);
+    }
   }
 
   Rows& rows() { return rows_; }
@@ -203,7 +207,7 @@ class Worker {
       const uint64_t token = group.begin + kept.position[i], block = t_.block(token);
       if (block != block_) block_ = block, alpha_ = t_.rate(block);
       const bool measured = t_.loss == LossKind::exact || (t_.loss == LossKind::sampled && token % kSampledLoss == 0);
-      if (t_.image_weight > 0 && t_.sampler.images.grounded(kept.word[i])) image(kept, i, own, group.number, measured);
+      if (t_.image_weight > 0 && grounded_[kept.word[i]]) image(kept, i, own, group.number, measured);
       text(kept.word[i], kept.left(i) - from, contexts, negatives, measured);
       std::swap(own, x_[i - from]), std::swap(lock, locks_[i - from]);
       negatives = after;
@@ -304,6 +308,7 @@ class Worker {
   std::vector<T*> x_, z_;
   std::vector<const void*> ahead_, soon_;  // rows of a centre, or with "pair" a context, that is about to come
   std::vector<T> locks_, weight_, a_, c_;
+  std::vector<bool> grounded_;  // of words: bits, which stay in the nearest cache
   Loss loss_;
   Totals totals_;
 };
