@@ -144,7 +144,14 @@ def test_without_datasets_the_extra_is_named(
     [
         (["train", "nowhere.txt", "-o", "m.npz"], "nowhere.txt"),
         (["train", datapath("lee_background.cor"), "-o", "no/m.npz"], "the folder of the output must exist, got 'no/m"),
-        (["train", datapath("lee_background.cor"), "-o", "."], "the output must be a file, not a folder, got '.'"),
+        (
+            ["train", "c.txt", "-o", os.devnull],
+            f"the output must be a file that can be replaced, got {os.devnull!r}",
+        ),
+        (
+            ["train", datapath("lee_background.cor"), "-o", "."],
+            "the output must be a file that can be replaced, got '.'",
+        ),
         (["train", "c.txt", "-o", "m.npz", "--window", "0"], "window must be a positive integer, got 0"),
         (["train", "c.txt", "-o", "m.npz", "--images", "b.npz"], "b.npz"),
         (
@@ -158,7 +165,7 @@ def test_without_datasets_the_extra_is_named(
             "path must be a folder of pictures, got 'nowhere'",
         ),
     ],
-    ids=["corpus", "folder", "output", "option", "bank", "held", "model", "export", "pictures"],
+    ids=["corpus", "folder", "device", "output", "option", "bank", "held", "model", "export", "pictures"],
 )
 def test_what_is_wrong_is_said_in_one_line(
     tmp_path: Path,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gzip
 import json
+import os
 import pickle
 import zipfile
 from typing import TYPE_CHECKING, Any
@@ -168,6 +169,28 @@ def test_a_full_disk_leaves_the_old_file(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_link_leads_to_what_is_written_and_stays(tmp_path: Path, grounded: ImageSkipGram) -> None:
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "model.npz"
+    link.symlink_to(tmp_path / "disk" / "first.npz")
+    grounded.save(link)
+    assert link.is_symlink()
+    assert_same(ImageSkipGram.load(tmp_path / "disk" / "first.npz"), grounded)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_only_files_are_replaced(tmp_path: Path, grounded: ImageSkipGram, kind: str) -> None:
+    """Devices are files, too, that a rename would put an end to."""
+    path = tmp_path / kind
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    before = path.stat()
+    for save in (grounded.save, grounded.save_word2vec_format):
+        with pytest.raises(OSError, match=rf"^path must be a file that can be replaced, got '.*{kind}'$"):
+            save(path)
+    assert path.stat() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("binary", [False, True])
 @pytest.mark.parametrize("suffix", ["", ".gz", ".bz2"])
 def test_gensim_reads_word2vec_files(tmp_path: Path, grounded: ImageSkipGram, binary: bool, suffix: str) -> None:
@@ -261,6 +284,15 @@ def test_a_pickle_is_never_loaded(tmp_path: Path, name: str) -> None:
     path.write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(ValueError, match=rf"{name}: not a model that can be read: it "):
         ImageSkipGram.load(path)
+
+
+def test_a_model_and_a_bank_are_told_apart(tmp_path: Path, grounded: ImageSkipGram) -> None:
+    grounded.save(tmp_path / "model.npz")
+    with pytest.raises(ValueError, match=r"not a bank of images that can be read: its header does not say imgskip"):
+        ImageBank.load(tmp_path / "model.npz")
+    BANK.save(tmp_path / "bank.npz")
+    with pytest.raises(ValueError, match=r"not a model that can be read: its header does not say imgskipgram.model"):
+        ImageSkipGram.load(tmp_path / "bank.npz")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from .bank import ImageBank
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
 _FORMAT, _VERSION = "imgskipgram.bank", 1
 NAMES = ("header", "features", "thumbnails", "thumbnail_sizes")  # of its arrays
@@ -77,15 +77,14 @@ def reading(path: str | os.PathLike[str], what: str) -> Iterator[None]:
         raise ValueError(f"{path}: not {what} that can be read: {_reason(error)}") from error
 
 
-def unpacked(path: str | os.PathLike[str], names: Iterable[str] | None = None) -> dict[str, Any]:
-    """Arrays of an .npz, by default all; none is unpickled."""
+def unpacked(path: str | os.PathLike[str], names: Collection[str] | None = None) -> dict[str, Any]:
+    """Arrays of an .npz, by default all, else those of these names; none is unpickled."""
     with Path(path).open("rb") as file:
         if file.read(1) == b"\x80":
             raise ValueError("it looks like a pickle, which may run any code and is never loaded")
         with zipfile.ZipFile(file) as archive:
-            if names is None:
-                names = [name.removesuffix(".npy") for name in archive.namelist()]
-            return {name: _array(archive, name) for name in names}
+            there = [name.removesuffix(".npy") for name in archive.namelist()]
+            return {name: _array(archive, name) for name in there if names is None or name in names}
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> Any:

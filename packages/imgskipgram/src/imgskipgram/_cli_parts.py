@@ -30,7 +30,7 @@ def check_output(path: str, folder: bool = False) -> None:
     parent = os.path.dirname(path) or "."
     if not os.path.isdir(parent):
         raise FileNotFoundError(f"the folder of the output must exist, got {path!r}")
-    if os.path.isdir(path) != folder and os.path.exists(path):
-        raise OSError(f"the output must {'be a folder' if folder else 'be a file, not a folder'}, got {path!r}")
+    if os.path.exists(path) and not (os.path.isdir if folder else os.path.isfile)(path):
+        raise OSError(f"the output must be a {'folder' if folder else 'file that can be replaced'}, got {path!r}")
     if not os.access(path if folder and os.path.isdir(path) else parent, os.W_OK | os.X_OK):
         raise PermissionError(f"the folder of the output must be one that can be written to, got {path!r}")

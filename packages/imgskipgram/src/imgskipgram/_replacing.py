@@ -22,7 +22,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 @contextmanager
 def beside(path: str | os.PathLike[str]) -> Iterator[str]:
     """As `replacing`, the name of the file, which ends as the path does, for what opens files by their names."""
-    target = Path(path)
+    target = Path(os.path.realpath(path))  # the file that a link leads to
+    if target.exists() and not target.is_file():
+        raise OSError(f"path must be a file that can be replaced, got {os.fspath(path)!r}")
     handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
     os.close(handle)
     try:
