@@ -37,8 +37,8 @@ h1 { font-size: clamp(34px, 1.4rem + 3.4vw, 64px); line-height: 1.1; font-weight
 h2 { font-size: 19px; line-height: 1.3; font-weight: 650; }
 h2 + p { color: var(--soft); font-size: 15px; margin-top: 4px; }
 
-.columns { display: grid; grid-template-columns: minmax(0, 600px) minmax(0, 1fr); gap: 32px 72px; margin-top: 40px;
-  align-items: start; }
+.columns { display: grid; grid-template-columns: minmax(0, 600px) minmax(260px, 1fr); margin-top: 40px;
+  gap: 32px clamp(32px, 6.6vw, 72px); align-items: start; }
 .columns > section { position: sticky; top: 32px; }
 .pictures { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 22px 16px; }
 .pictures.many { grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)); gap: 18px 12px; }

@@ -54,9 +54,9 @@ class Scatter:
         """Thumbnails at or beside the places where they belong, the first ones first, or dots, or nothing."""
         half, step = _SIDE / 2, _SIDE / 2 + _DOT + _GAP + 1
         for data, (x, y) in zip(thumbnails, self._points[-len(plane) :], strict=True):
-            for right, up in ((0, 0), *_AROUND) if data is not None else ():
+            for right, up in ((0, 0), *_AROUND):
                 left, low = x + right * step - half, y + up * step - half
-                if self._free(left, low, left + _SIDE, low + _SIDE):
+                if data is not None and self._free(left, low, left + _SIDE, low + _SIDE):
                     extent = (left, left + _SIDE, low, low + _SIDE)
                     self._axes.imshow(_pixels_of(data), extent=extent, aspect="auto", zorder=2)
                     break
