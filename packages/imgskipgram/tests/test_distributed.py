@@ -41,6 +41,7 @@ def keep(model, name):
 
 @pytest.fixture(scope="module")
 def ranks() -> Iterator[Ranks]:
+    pytest.importorskip("torch", reason="there is no PyTorch here")
     ranks = Ranks()
     yield ranks
     ranks.close()
