@@ -59,6 +59,8 @@ def test_thumbnails_are_kept_as_bytes_and_made_of_paths_and_pictures(tmp_path: P
         ({"words": ["a"]}, ValueError, r"words must have one entry per row of features, got 1 for 3 rows"),
         ({"words": ["a", None, "c"]}, TypeError, r"words must be strings, got NoneType in row 1"),
         ({"words": ["a", "b", (1,)]}, TypeError, r"words must be strings, got int in row 2"),
+        ({"words": None}, TypeError, r"words must be a sequence with the labels of each row, got NoneType"),
+        ({"words": "abc"}, TypeError, r"words must be a sequence with the labels of each row, got str"),
         ({"ids": ["x"]}, ValueError, r"ids must have one entry per row of features, got 1 for 3 rows"),
         ({"ids": ["x", "y", "x"]}, ValueError, r"ids must differ, got 'x' in rows 0 and 2"),
         ({"thumbnails": [None]}, ValueError, r"thumbnails must have one entry per row of features, got 1 for 3 rows"),

@@ -131,7 +131,7 @@ def test_rows_of_a_streaming_data_set_are_read_once_up_to_the_limit() -> None:
         for i in drawn:
             yield {"picture": SCENES[i % 12].draw(), "kind": list(SCENES[i % 12].words)}
 
-    bank = ImageBank.from_hf(rows(), features, image_column="picture", label_column="kind", limit=12)
+    bank = ImageBank.from_hf(rows(), features, image_column="picture", label_column="kind", limit=np.int64(12))
     assert next(drawn) == 12
     assert bank.words == tuple(scene.words for scene in SCENES)
     assert bank.features.tobytes() == features([scene.draw() for scene in SCENES]).tobytes()

@@ -113,7 +113,7 @@ def test_score_is_refused_with_the_error_of_gensim_and_a_remedy() -> None:
         ({"alpha": 0.0, "min_alpha": 0.0}, ValueError, r"alpha must be positive and finite, got 0\.0"),
         ({"sample": -1}, ValueError, r"sample must be at least 0 and less than 1, got -1\.0"),
         ({"max_vocab_size": -1}, ValueError, "max_vocab_size must be a positive integer, got -1"),
-        ({"min_count": 1.5}, TypeError, "min_count must be an integer, got float"),
+        ({"min_count": 1.5}, TypeError, r"min_count must be a non-negative integer, got 1\.5"),
         ({"sentences": 3}, TypeError, "corpus_iterable must be an iterable of lists of words, got int"),
         ({"sentences": [[1, 2]]}, TypeError, "sentence 0 must be a string or a sequence of strings, got int as word 0"),
         ({"corpus_file": "nowhere.txt"}, FileNotFoundError, r"corpus_file must be a file, got 'nowhere\.txt'"),

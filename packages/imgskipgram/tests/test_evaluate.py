@@ -121,6 +121,21 @@ def test_pairs_that_say_nothing_are_refused(tmp_path: Path, text: str, message: 
         similarity(keyed(["a", "b", "c"]), tmp_path / "pairs")
 
 
+@pytest.mark.parametrize(
+    ("pair", "error", "message"),
+    [
+        (("a", "b"), ValueError, r"^pairs must have two words and a score each, got \('a', 'b'\)$"),
+        (("a", 3, 1.0), ValueError, r"^pairs must have two words and a score each, got \('a', 3, 1\.0\)$"),
+        (("a", "b", "7"), TypeError, r"^score must be a number, got '7'$"),
+        (("a", "b", float("nan")), ValueError, r"^score must be finite, got nan for 'a' and 'b'$"),
+    ],
+    ids=["two", "no word", "no number", "NaN"],
+)
+def test_a_pair_is_two_words_and_a_score(pair: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        similarity(keyed(["a", "b", "c"]), [("a", "c", 1), pair])
+
+
 def test_files_that_are_missing_or_no_text_are_refused(tmp_path: Path) -> None:
     wv = keyed(["a", "b"])
     with pytest.raises(FileNotFoundError):
@@ -276,6 +291,12 @@ def test_pictures_features_and_ids_stay() -> None:
 def test_a_share_must_leave_words_on_both_sides(share: float) -> None:
     with pytest.raises(ValueError, match=r"held_out must be between 0 and 1, got"):
         split(bank(["cat", "dog"]), vocabulary("cat", "dog"), share)
+
+
+def test_a_split_needs_a_seed_that_is_no_negative_number() -> None:
+    bank = ImageBank.from_features(np.eye(3), ["a", "b", "c"])
+    with pytest.raises(ValueError, match=r"^seed must be a non-negative integer, got -1$"):
+        split(bank, keyed(["a", "b", "c"]), 0.5, seed=-1)
 
 
 def test_one_head_cannot_be_split() -> None:

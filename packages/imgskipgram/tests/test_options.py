@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from importlib.util import find_spec
 from typing import Any
 
@@ -35,7 +36,8 @@ def test_an_integer_below_zero_is_refused_where_zero_is_none(name: str) -> None:
 @pytest.mark.parametrize("name", [*POSITIVE, *OTHERS, "min_count", "seed"])
 @pytest.mark.parametrize("value", [True, 1.0, "1", np.float32(2)])
 def test_what_is_no_integer_is_refused(name: str, value: Any) -> None:
-    with pytest.raises(TypeError, match=rf"^{name} must be an? .*integer, got "):
+    rule = "non-negative" if name in ("min_count", "seed") else "positive"
+    with pytest.raises(TypeError, match=rf"^{name} must be a {rule} integer, got {re.escape(repr(value))}$"):
         ImageSkipGram(**{name: value})
 
 
@@ -57,6 +59,7 @@ def test_the_counters_of_samples_hold_all_that_is_allowed(name: str, most: int) 
         ({"alpha": 0}, r"^alpha must be positive and finite, got 0\.0$"),
         ({"alpha": -0.1}, r"^alpha must be positive and finite, got -0\.1$"),
         ({"alpha": math.inf}, r"^alpha must be positive and finite, got inf$"),
+        ({"alpha": 10**400}, r"^alpha must be finite, got 10+$"),
         ({"alpha": math.nan}, r"^alpha must be positive and finite, got nan$"),
         ({"min_alpha": 0.03}, r"^min_alpha must be non-negative and at most alpha=0\.025, got 0\.03$"),
         ({"min_alpha": -1}, r"^min_alpha must be non-negative and at most alpha=0\.025, got -1\.0$"),

@@ -147,11 +147,12 @@ def test_nothing_kept_is_refused_with_the_tokens_and_the_best_count() -> None:
     ("options", "error", "refusal"),
     [
         ({"min_count": -1}, ValueError, "min_count must be a non-negative integer, got -1"),
-        ({"min_count": True}, TypeError, "min_count must be an integer, got bool"),
-        ({"min_count": 5.0}, TypeError, "min_count must be an integer, got float"),
+        ({"min_count": True}, TypeError, "min_count must be a non-negative integer, got True"),
+        ({"min_count": 5.0}, TypeError, r"min_count must be a non-negative integer, got 5\.0"),
         ({"max_vocab_size": 0}, ValueError, "max_vocab_size must be a positive integer, got 0"),
+        ({"max_vocab_size": 2**63}, ValueError, f"max_vocab_size must be at most {2**63 - 1}, got {2**63}"),
         ({"max_final_vocab": 0}, ValueError, "max_final_vocab must be a positive integer, got 0"),
-        ({"max_final_vocab": 1e4}, TypeError, "max_final_vocab must be an integer, got float"),
+        ({"max_final_vocab": 1e4}, TypeError, r"max_final_vocab must be a positive integer, got 10000\.0"),
         ({"trim_rule": 5}, TypeError, "trim_rule must be callable or None, got int"),
     ],
 )

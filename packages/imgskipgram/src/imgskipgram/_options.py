@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
+from ._checks import check_choice, check_integer, check_number
 from ._vocabulary import Trim
 
-__all__ = ["CALLS", "LOSSES", "Options", "check_choice", "check_integer", "check_rates"]
+__all__ = ["CALLS", "LOSSES", "Options", "check_rates"]
 
 LOSSES = ("exact", "sampled", "none")
 CALLS = ("on_train_begin", "on_epoch_begin", "on_epoch_end", "on_train_end")
@@ -76,7 +77,7 @@ class Options:
         if self.workers is not None:
             self._set("workers", check_integer("workers", self.workers, 1, 2**15))
         for name in ("sample", "alpha", "min_alpha", "ns_exponent", "image_weight"):
-            self._set(name, _number(name, getattr(self, name)))
+            self._set(name, check_number(name, getattr(self, name)))
         if not 0 <= self.sample < 1:
             raise ValueError(f"sample must be at least 0 and less than 1, got {self.sample}")
         check_rates("alpha", self.alpha, "min_alpha", self.min_alpha)
@@ -111,24 +112,6 @@ class Options:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def check_integer(name: str, value: Any, least: int, most: int) -> int:
-    """The integer as Python's.
-
-    Raises:
-        ValueError: it is too small or too large.
-        TypeError: it is none.
-    """
-    rule = "a positive integer" if least else "a non-negative integer"
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be {rule}, got {value!r}")
-    number = int(value)
-    if number < least:
-        raise ValueError(f"{name} must be {rule}, got {number}")
-    if number > most:
-        raise ValueError(f"{name} must be at most {most}, got {number}")
-    return number
-
-
 def check_rates(start: str, alpha: float, end: str, min_alpha: float) -> None:
     """Two learning rates, under the names that the user gave them.
 
@@ -136,24 +119,11 @@ def check_rates(start: str, alpha: float, end: str, min_alpha: float) -> None:
         ValueError: the first is not positive, or the last not between 0 and it.
         TypeError: one is no number.
     """
-    alpha, min_alpha = _number(start, alpha), _number(end, min_alpha)
+    alpha, min_alpha = check_number(start, alpha), check_number(end, min_alpha)
     if not 0 < alpha < math.inf:
         raise ValueError(f"{start} must be positive and finite, got {alpha}")
     if not 0 <= min_alpha <= alpha:
         raise ValueError(f"{end} must be non-negative and at most {start}={alpha}, got {min_alpha}")
-
-
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raises ValueError if the value is none of these names."""
-    if not isinstance(value, str) or value not in choices:
-        *others, last = map(repr, choices)
-        raise ValueError(f"{name} must be {', '.join(others)}{' or ' * bool(others)}{last}, got {value!r}")
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    return float(value)
 
 
 def _flag(name: str, value: Any) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -12,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._backbones import features
+from ._checks import check_integer
 from ._pictures import SUFFIXES, opened, thumbnail
 from .bank import ImageBank
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
     from PIL.Image import Image
@@ -130,10 +133,10 @@ def huggingface(
     limit: int | None,
 ) -> ImageBank:
     """See `ImageBank.from_hf`."""
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
-        raise TypeError(f"limit must be a positive integer, got {limit!r}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be a positive integer, got {limit}")
+    if limit is not None:
+        limit = check_integer("limit", limit, 1, sys.maxsize)
+    if not isinstance(dataset, Iterable) or isinstance(dataset, str | bytes | Mapping):
+        raise TypeError(f"dataset must be an iterable of rows, got {type(dataset).__name__}")
     collector = _Collector(backbone)
     captions: list[list[str]] = []
     for row, entry in enumerate(islice(dataset, limit)):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import _core
+from ._checks import check_integer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["ABSENT", "Counts", "Trim", "Vocabulary", "choose", "stays"]
 
 ABSENT = np.uint32(2**32 - 1)  # the number of a word outside the vocabulary
+
+_MOST = 2**63 - 1
 
 TrimRule = Callable[[str, int, int], int]
 
@@ -40,10 +42,10 @@ class Trim:
     sorted_vocab: bool = True
 
     def __post_init__(self) -> None:
-        _check_integer("min_count", self.min_count, 0)
+        check_integer("min_count", self.min_count, 0, _MOST)
         for name in ("max_vocab_size", "max_final_vocab"):
             if (value := getattr(self, name)) is not None:
-                _check_integer(name, value, 1)
+                check_integer(name, value, 1, _MOST)
         if self.trim_rule is not None and not callable(self.trim_rule):
             raise TypeError(f"trim_rule must be callable or None, got {type(self.trim_rule).__name__}")
 
@@ -155,13 +157,6 @@ def stays(rule: TrimRule, word: str, count: int, least: int) -> bool:
 
     answer = rule(word, count, least)
     return answer == RULE_KEEP or (answer != RULE_DISCARD and count >= least)
-
-
-def _check_integer(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be a {'positive' if least else 'non-negative'} integer, got {value}")
 
 
 def _grown(known: Vocabulary, found: Counts, kept: NDArray[np.intp]) -> Vocabulary:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Literal
 
     from numpy.typing import ArrayLike, NDArray
@@ -58,6 +59,8 @@ class ImageBank:
         self.features = _features(features)
         count = len(self.features)
         self.ids = tuple(str(i) for i in range(count)) if ids is None else tuple(str(name) for name in ids)
+        if isinstance(words, str) or not isinstance(words, Collection):
+            raise TypeError(f"words must be a sequence with the labels of each row, got {type(words).__name__}")
         for name, rows in (("words", words), ("ids", self.ids), ("thumbnails", thumbnails)):
             if rows is not None and len(rows) != count:
                 raise ValueError(f"{name} must have one entry per row of features, got {len(rows)} for {count} rows")

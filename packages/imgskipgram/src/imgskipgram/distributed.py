@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._checks import check_integer
 from ._corpus import count
-from ._options import check_integer
 from ._rows import exported, rounded
 from ._state import begun, check_images
 from ._team import Team

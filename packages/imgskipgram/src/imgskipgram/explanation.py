@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._checks import check_integer, check_number
+
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
@@ -118,7 +120,7 @@ def explain(
     Raises:
         ValueError: the vector has a wrong length, is zero, not finite or the mean itself; `topn` is less than 1,
             `diversity` outside 0 to 1.
-        TypeError: `topn` is no integer.
+        TypeError: `topn` is no integer, `diversity` no number, the vector no numbers.
 
     Example:
         >>> import numpy as np
@@ -206,18 +208,18 @@ def lookup(
 
 
 def _checked(topn: Any, diversity: Any) -> tuple[int, float]:
-    if isinstance(topn, bool) or not isinstance(topn, int | np.integer):
-        raise TypeError(f"topn must be a positive integer, got {topn!r}")
-    if topn < 1:
-        raise ValueError(f"topn must be a positive integer, got {topn}")
+    topn, diversity = check_integer("topn", topn, 1), check_number("diversity", diversity)
     if not 0 <= diversity <= 1:
         raise ValueError(f"diversity must be between 0 and 1, got {diversity}")
-    return int(topn), float(diversity)
+    return topn, diversity
 
 
 def _query(vector: ArrayLike, size: int) -> NDArray[np.float32]:
     """The vector with length 1; in double, as its square may be too large or too small for a float."""
-    given = np.asarray(vector, np.float64)
+    given = np.asarray(vector)
+    if given.dtype.kind not in "fiu":
+        raise TypeError(f"query_vector must be numbers, got {given.dtype}")
+    given = given.astype(np.float64)
     if given.shape != (size,):
         raise ValueError(f"query_vector must have shape ({size},), got {given.shape}")
     if not np.isfinite(given).all():

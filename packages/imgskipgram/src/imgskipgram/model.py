@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._checks import check_choice, check_integer
 from ._engine import check_device
-from ._options import LOSSES, Options, check_choice, check_integer, check_rates
+from ._options import LOSSES, Options, check_rates
 from ._rows import exported
 from ._state import OPTIONS, State, begun, check_images, holding
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from .._checks import check_integer
 from .._corpus import encode, stream
-from .._options import check_integer, check_rates
+from .._options import check_rates
 from .._training import Plan
 from ..model import ImageSkipGram
 from ._callbacks import Callbacks

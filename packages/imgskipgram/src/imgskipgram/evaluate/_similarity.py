@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from .._checks import check_number
 from ._lines import folded, lines
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ def similarity(wv: KeyedVectors, pairs: str | os.PathLike[str] | Iterable[tuple[
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line has no two words with a number; fewer than two pairs are in the vocabulary.
+        ValueError: a line or pair has no two words with a finite number; fewer than two pairs are in the vocabulary.
 
     Example:
         >>> from gensim.models import KeyedVectors
@@ -66,20 +68,30 @@ def similarity(wv: KeyedVectors, pairs: str | os.PathLike[str] | Iterable[tuple[
     index = folded(wv.index_to_key)
     given = _read(pairs) if isinstance(pairs, str | os.PathLike) else pairs
     left, right, judged, oov = [], [], [], 0
-    for a, b, score in given:
+    for pair in given:
+        a, b, score = _checked(pair)
         i, j = index.get(a.upper()), index.get(b.upper())
         if i is None or j is None:
             oov += 1
         else:
             left.append(i)
             right.append(j)
-            judged.append(float(score))
+            judged.append(score)
     if len(judged) < 2:
         raise ValueError(f"pairs must have at least two of which both words are in the vocabulary, got {len(judged)}")
     a, b = (wv.vectors[rows].astype(np.float64) for rows in (left, right))
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosines = (a * b).sum(1) / np.where(lengths > 0, lengths, 1)
     return Similarity(_pearson(rankdata(judged), rankdata(cosines)), _pearson(judged, cosines), len(judged), oov)
+
+
+def _checked(pair: Any) -> tuple[str, str, float]:
+    if not isinstance(pair, Sequence) or len(pair) != 3 or not all(isinstance(word, str) for word in pair[:2]):
+        raise ValueError(f"pairs must have two words and a score each, got {pair!r}")
+    score = check_number("score", pair[2])
+    if not np.isfinite(score):
+        raise ValueError(f"score must be finite, got {score} for {pair[0]!r} and {pair[1]!r}")
+    return pair[0], pair[1], score
 
 
 def _pearson(a: Any, b: Any) -> float:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._checks import check_integer
+
 if TYPE_CHECKING:
     from gensim.models import KeyedVectors
 
@@ -45,6 +47,7 @@ def split(bank: ImageBank, wv: KeyedVectors, held_out: float = 0.2, seed: int = 
     """
     if not 0 < held_out < 1:
         raise ValueError(f"held_out must be between 0 and 1, got {held_out}")
+    seed = check_integer("seed", seed, 0, 2**64 - 1)
     known: Any = wv.key_to_index
     groups: dict[str, list[str]] = {}
     for word in dict.fromkeys(word for labels in bank.words for word in labels):
