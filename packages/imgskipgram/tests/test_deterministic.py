@@ -14,7 +14,7 @@ from toys import D, M, V, arrays, samples, toy, train
 
 from imgskipgram import ImageSkipGram, _core, _reference
 
-BATCH, UNIT = 500, 32  # tokens, centres
+BATCH, UNIT = 250, 32  # tokens, centres
 LENGTHS = [0, 1, 700, 20, 0, *range(2, 60), 33, 64, 65, 3]  # of sentences
 
 
@@ -101,11 +101,12 @@ def test_a_weight_of_zero_and_no_images_have_the_same_bits():
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_an_epoch_may_be_cut_before_a_sentence_with_which_a_batch_begins(workers):
+@pytest.mark.parametrize("batches", [2, 3, 4, 6])
+def test_an_epoch_may_be_cut_before_a_sentence_with_which_a_batch_begins(workers, batches):
     ids, offsets = corpus()
     schedule = {"alpha": 0.05, "min_alpha": 0.01, "done": 77, "total": 9000, "trained": True, "workers": workers}
     whole = trained(ids, offsets, first_token=250, first_sentence=5, **schedule)
-    cut = int(np.searchsorted(offsets + 250, 3 * BATCH))
+    cut = int(np.searchsorted(offsets + 250, batches * BATCH))
     one = trained(ids, offsets[: cut + 1], first_token=250, first_sentence=5, **schedule)
     two = trained(ids, offsets[cut:], begin=one[1], first_token=250, first_sentence=5 + cut, **schedule)
     for a, b in zip(whole[1], two[1], strict=True):

@@ -13,7 +13,7 @@
 // on its own and in the order of work; then what the units added to a row is added to it in their order, by one thread.
 namespace sgns {
 
-inline constexpr uint64_t kBatch = 500;       // tokens; a divisor of kRateBlock
+inline constexpr uint64_t kBatch = 250;       // tokens, a divisor of kRateBlock; so many that copies stay in the cache
 inline constexpr double kDrawn = 50;          // how often the commonest negative is drawn in a batch, on average
 inline constexpr uint32_t kOccurrences = 16;  // of any word in a batch
 
@@ -30,8 +30,9 @@ struct Batch {
   uint64_t tokens = 0;
 };
 
-// Where batches and units end depends on places in the epoch only; and on words, for what many units add to one row
-// at once must not carry it too far: a small vocabulary has small batches.
+// Where batches and units end depends on places in the epoch only, and on words, for what many units add to one row
+// at once must not carry it too far: a small vocabulary has small batches. The first sentence that begins at or behind
+// a multiple of kBatch begins a batch, so that an epoch may be cut into calls there.
 template <class T, class S>
 class Planner {
  public:
@@ -53,18 +54,18 @@ class Planner {
   }
 
  private:
-  uint64_t block() const { return (t_.first_token + units_.token()) / kBatch; }
+  uint64_t block(uint64_t token) const { return (t_.first_token + token) / kBatch; }
 
   void fill(Batch<T, S>& batch) {
     bool full = false;
     uint64_t centres = 0;
-    for (const uint64_t now = block(); units_.left() && block() == now && !full;) {
+    for (const uint64_t now = block(units_.token()); units_.left() && block(units_.token()) == now && !full;) {
       if (batch.size == batch.units.size()) batch.units.emplace_back();
       Unit& unit = batch.units[batch.size];
       units_.next(unit);
       batch.size += unit.last > unit.first;
       centres += unit.last - unit.first;
-      full = centres >= most_;
+      full = centres >= most_ || (block(unit.begin) != now && !units_.inside());
       for (uint32_t i = unit.first; i < unit.last; ++i) full |= ++occurrences_[unit.kept.word[i]] >= kOccurrences;
     }
   }

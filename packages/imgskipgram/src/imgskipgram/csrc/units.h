@@ -25,6 +25,8 @@ class Units {
   Units(const Training<T, S>& training, uint64_t first, uint64_t last) : t_(training), sentence_(first), last_(last) {}
 
   bool left() const { return sentence_ < last_; }
+  // Does the next unit go on with a sentence?
+  bool inside() const { return at_; }
   // With which the next unit begins.
   uint64_t token() const { return t_.offsets[sentence_] + (at_ ? long_.position[at_] : 0); }
 
