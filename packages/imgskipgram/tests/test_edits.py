@@ -88,3 +88,14 @@ def test_edits_that_do_not_fit_are_refused(edit: Callable[[Any], None], message:
     with pytest.raises(ValueError, match=message):
         trained.train(LEE)
     assert len(trained.losses_) == 3
+
+
+def test_vectors_are_copied_for_users_when_they_ask_for_them() -> None:
+    """A large model has its vectors once, then."""
+    trained = model().fit(LEE)
+    trained.train(LEE, epochs=1)
+    assert trained._wv.vectors is None
+    wv = trained.wv
+    np.testing.assert_array_equal(wv.vectors, trained._v[:, :20])
+    assert not np.shares_memory(wv.vectors, trained._v)
+    assert trained.wv is wv

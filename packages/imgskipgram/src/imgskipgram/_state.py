@@ -32,7 +32,7 @@ _OF_ROWS = ("vector_size", "dtype")  # options that rows that are there have
 class State:
     """The attributes of a model. Options are read and set under their own names."""
 
-    wv: KeyedVectors
+    _wv: KeyedVectors  # its vectors are None from the end of an epoch until they are asked for
     losses_: list[dict[str, float]]
     _options: Options
     _vocabulary: Vocabulary | None
@@ -47,6 +47,17 @@ class State:
     _free: NDArray[Any] | None  # images' vectors as parameters
     _mu: NDArray[np.float32] | None  # with _z None until they are asked for
     _z: NDArray[np.float32] | None
+
+    @property
+    def wv(self) -> KeyedVectors:
+        """gensim's `KeyedVectors` with the input vectors v in float32, as of the last epoch."""
+        if self._wv.vectors is None:
+            self._wv.vectors = exported(self._v, self._options.vector_size)
+        return self._wv
+
+    @wv.setter
+    def wv(self, wv: KeyedVectors) -> None:
+        self._wv = wv
 
     def __getattr__(self, name: str) -> Any:
         if name in OPTIONS:
@@ -125,35 +136,36 @@ class State:
 
     def _rows(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float32]]:
         """v and u with what users changed in `wv`, and the factors that freeze words."""
-        words, columns = self._known().words, self._options.vector_size
-        vectors = np.asarray(self.wv.vectors)
-        if vectors.shape != (len(words), columns) or self.wv.index_to_key != words:
+        words, columns, wv = self._known().words, self._options.vector_size, self._wv
+        shape = (len(words), columns) if wv.vectors is None else np.shape(wv.vectors)
+        if shape != (len(words), columns) or wv.index_to_key != words:
             raise ValueError(
                 f"wv must keep the {len(words)} words of the vocabulary and {columns} columns, got vectors of shape "
-                f"{vectors.shape}"
+                f"{shape}"
             )
-        if (row := infinite(vectors)) is not None:
-            raise ValueError(f"wv.vectors must be finite, got NaN or infinity for {words[row]!r}")
-        lockf = np.ascontiguousarray(getattr(self.wv, "vectors_lockf", np.ones(1)), np.float32)
+        lockf = np.ascontiguousarray(getattr(wv, "vectors_lockf", np.ones(1)), np.float32)
         if lockf.shape not in ((1,), (len(words),)) or not np.isfinite(lockf).all():
             raise ValueError(
                 f"wv.vectors_lockf must be finite and have length 1 or {len(words)}, got shape {lockf.shape}"
             )
-        self._v = edited(self._v, vectors, self._options.dtype)
+        if wv.vectors is not None:
+            vectors = np.asarray(wv.vectors)
+            if (row := infinite(vectors)) is not None:
+                raise ValueError(f"wv.vectors must be finite, got NaN or infinity for {words[row]!r}")
+            self._v = edited(self._v, vectors, self._options.dtype)
         return self._v, self._u, lockf
 
     def _advance(
         self, v: NDArray[Any], u: NDArray[Any], free: NDArray[Any] | None, plan: Plan | None, losses: dict[str, float]
     ) -> None:
         """An epoch is finished: all of what it changed at once, as signals come between two statements."""
-        wv = copy.copy(self.wv)
+        wv = copy.copy(self._wv)
         wv.expandos = dict(wv.expandos)
-        wv.vectors = exported(v, self._options.vector_size)
-        wv.norms = None
+        wv.vectors = wv.norms = None
         vars(self).update(
             _v=v,
             _u=u,
-            wv=wv,
+            _wv=wv,
             losses_=[*self.losses_, losses],
             _epochs=self._epochs + 1,
             _plan=plan,
@@ -167,7 +179,7 @@ class State:
         if self._bank is None:
             return None
         if self._mu is None or self._z is None:
-            vectors = exported(self._v, self._options.vector_size)
+            vectors = exported(self._v, self._options.vector_size, copy=False)
             grounding = self._grounding or Grounding(self._bank, self._known(), self._options)
             mu, z = grounding.last(vectors, self._free)
             vars(self).update(_mu=mu, _z=z)
@@ -196,9 +208,9 @@ class State:
         rows = fresh(old, len(vocabulary), columns, dtype, options.seed)
         v = copied(np.concatenate([v, rows]), columns, dtype)
         u = copied(np.concatenate([u, np.zeros_like(rows)]), columns, dtype)
-        wv = _keyed(vocabulary, exported(v, columns))
+        wv = _keyed(vocabulary, columns)
         wv.vectors_lockf = lockf if len(lockf) == 1 < old else np.concatenate([lockf, np.ones(len(rows), np.float32)])
-        return {"_vocabulary": vocabulary, "_v": v, "_u": u, "wv": wv, "_grounding": None, "_plan": None, "_z": None}
+        return {"_vocabulary": vocabulary, "_v": v, "_u": u, "_wv": wv, "_grounding": None, "_plan": None, "_z": None}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_tokens": None, "_grounding": None}
@@ -218,7 +230,7 @@ def holding(options: Options, vocabulary: Vocabulary | None, v: NDArray[Any], u:
         "_tokens": None,
         "_v": v,
         "_u": u,
-        "wv": _keyed(vocabulary, exported(v, options.vector_size)),
+        "_wv": _keyed(vocabulary, options.vector_size),
         "losses_": [],
         "_epochs": 0,
         "_plan": None,
@@ -231,17 +243,17 @@ def holding(options: Options, vocabulary: Vocabulary | None, v: NDArray[Any], u:
     }
 
 
-def _keyed(vocabulary: Vocabulary | None, vectors: NDArray[np.float32]) -> KeyedVectors:
+def _keyed(vocabulary: Vocabulary | None, columns: int) -> KeyedVectors:
     from gensim.models import KeyedVectors
 
-    wv = KeyedVectors(vectors.shape[1])
+    wv = KeyedVectors(columns)
     if vocabulary is not None:
         wv.index_to_key = list(vocabulary.words)
         wv.key_to_index = dict(vocabulary.index)
         wv.expandos["count"] = vocabulary.counts.astype(np.int64)
         wv.next_index = len(vocabulary)
-    wv.vectors = vectors
-    wv.vectors_lockf = np.ones(max(1, len(vectors)), np.float32)  # one each: intersect_word2vec_format sets them
+    wv.vectors = None
+    wv.vectors_lockf = np.ones(max(1, len(wv.index_to_key)), np.float32)  # intersect_word2vec_format sets them
     return wv
 
 

@@ -201,7 +201,7 @@ class _Part(Trainer):
         return [v, u, self.z] if self._free and self.z is not None else [v, u]
 
     def _begin(self, v: NDArray[Any], u: NDArray[Any]) -> None:
-        self.engine.start(v, u, np.ascontiguousarray(self._model.wv.vectors_lockf, np.float32))
+        self.engine.start(v, u, np.ascontiguousarray(self._model._wv.vectors_lockf, np.float32))
 
 
 def _faster(sizes: Sequence[int], alpha: float) -> float:

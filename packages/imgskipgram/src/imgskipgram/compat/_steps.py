@@ -10,6 +10,7 @@ import numpy as np
 
 from .._corpus import count
 from .._options import Options
+from .._rows import exported
 from .._state import begun
 from .._vocabulary import Counts, Trim, TrimRule, Vocabulary, choose
 from ._sources import check_corpus, chosen
@@ -283,8 +284,9 @@ class Steps:
     def _replace(self, state: dict[str, Any]) -> None:
         """Another state of the model, but the same object has the vectors, as in gensim."""
         wv = self.wv
-        vars(wv).update(vars(state["wv"]))
-        vars(self.skipgram).update({**state, "wv": wv})
+        vars(wv).update(vars(state["_wv"]))
+        vars(self.skipgram).update({**state, "_wv": wv})
+        wv.vectors = exported(self.skipgram._v, self.vector_size)
 
     def _adopt(self, *callbacks: Any) -> None:
         """The model's options become those that the attributes say."""
