@@ -16,7 +16,8 @@ struct AliasTable {
 
   uint32_t draw(uint32_t r, uint32_t s) const {
     const uint32_t i = uint32_t(uint64_t(r) * size >> 32);
-    return s < threshold[i] ? i : alias[i];
+    const uint32_t other = alias[i];  // no branch, which would be guessed wrong every third time
+    return other ^ ((other ^ i) & (0u - uint32_t(s < threshold[i])));
   }
 
   // The probability of the commonest word.
