@@ -12,6 +12,8 @@ inline __attribute__((always_inline)) __m256 multiply_add(__m256 a, __m256 b, __
 inline __attribute__((always_inline)) __m256d multiply_add(__m256d a, __m256d b, __m256d c) {
   return _mm256_fmadd_pd(a, b, c);
 }
+inline __attribute__((always_inline)) __m256 larger(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
+inline __attribute__((always_inline)) __m256d larger(__m256d a, __m256d b) { return _mm256_max_pd(a, b); }
 template <class V>
 inline __attribute__((always_inline)) V multiply_low(V a, uint32_t b) {
   return V(_mm256_mul_epu32(__m256i(a), _mm256_set1_epi64x(int64_t(b))));

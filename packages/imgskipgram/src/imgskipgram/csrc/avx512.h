@@ -15,6 +15,8 @@ inline __attribute__((always_inline)) __m512d multiply_add(__m512d a, __m512d b,
 inline __attribute__((always_inline)) __m256 multiply_add(__m256 a, __m256 b, __m256 c) {
   return _mm256_fmadd_ps(a, b, c);
 }
+inline __attribute__((always_inline)) __m256 larger(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
+inline __attribute__((always_inline)) __m512d larger(__m512d a, __m512d b) { return a > b ? a : b; }
 template <class V>
 inline __attribute__((always_inline)) V multiply_low(V a, uint32_t b) {
   return V(_mm512_maskz_mul_epu32(0xff, __m512i(a), _mm512_set1_epi64(int64_t(b))));

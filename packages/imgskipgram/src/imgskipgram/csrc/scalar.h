@@ -9,6 +9,10 @@ inline __attribute__((always_inline)) V multiply_add(V a, V b, V c) {
   return a * b + c;
 }
 template <class V>
+inline __attribute__((always_inline)) V larger(V a, V b) {
+  return a > b ? a : b;
+}
+template <class V>
 inline __attribute__((always_inline)) V multiply_low(V a, uint32_t b) {
   return (a & 0xffffffffu) * b;
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -25,9 +26,9 @@ struct alignas(64) Loss {
     if (++flushes < 8) return;
     flushes = 0;
     for (double& p : product) {
-      int e;
-      p = std::frexp(p, &e);
-      exponent += e;
+      const uint64_t bits = std::bit_cast<uint64_t>(p);
+      p = std::bit_cast<double>((bits & ((uint64_t(1) << 52) - 1)) | uint64_t(1023) << 52);
+      exponent += int64_t(bits >> 52) - 1023;
     }
   }
   double sum() const {
@@ -64,9 +65,10 @@ struct Tile {
   const void* const* ahead = nullptr;  // [expected] rows of so many bytes that will be needed soon
   int expected = 0, bytes = 0;
 
-  // Fetches them, an equal share with each input: all at once they would keep those that are needed now waiting.
-  inline __attribute__((always_inline)) void prefetch(int i) const {
-    for (int k = expected * i / m; k < expected * (i + 1) / m; ++k) prefetch_bytes(ahead[k], bytes);
+  // How many to fetch with each input: all at once they would keep those that are needed now waiting.
+  int share() const { return (expected + m - 1) / m; }
+  inline __attribute__((always_inline)) void prefetch(int i, int share) const {
+    for (int k = share * i; k < std::min(share * (i + 1), expected); ++k) prefetch_bytes(ahead[k], bytes);
   }
 };
 

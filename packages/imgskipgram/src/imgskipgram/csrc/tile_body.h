@@ -60,25 +60,24 @@ INLINE Few<T> sums(Vector<T>* s) {
   }
 }
 
-// exp(x) for x <= 0: 2^n times the Taylor series of what is left, |r| <= log(2) / 2.
+// exp(x) for x <= 0: 2^n times a polynomial of what is left, |r| <= log(2) / 2, which is exact to 3e-9.
 INLINE Few<float> exponential(Few<float> x) {
   using V = Few<float>;
   typedef uint32_t Bits __attribute__((vector_size(sizeof(V))));
-  x = x < -87.f ? splat<V>(-87.f) : x;
+  x = larger(splat<V>(-86.f), x);
   const V shifted = multiply_add(x, splat<V>(1.44269504f), splat<V>(0x1.8p23f)), n = shifted - 0x1.8p23f;
-  const V r = multiply_add(n, splat<V>(2.12194440e-4f), multiply_add(n, splat<V>(-0.693359375f), x));
-  const V r2 = r * r, one = splat<V>(1.f);
-  const V low = multiply_add(multiply_add(r, splat<V>(1 / 6.f), one * .5f), r2, r + 1.f);
-  const V middle = multiply_add(r, splat<V>(1 / 120.f), splat<V>(1 / 24.f));
-  const V high = multiply_add(r, splat<V>(1 / 5040.f), splat<V>(1 / 720.f));
-  const V p = multiply_add(multiply_add(high, r2, middle), r2 * r2, low);
-  return p * V((Bits(shifted) + 127) << 23);
+  const V r = multiply_add(n, splat<V>(-0.693147181f), x), r2 = r * r;
+  const V low = multiply_add(r, splat<V>(.166664201f), splat<V>(.499999921f));
+  const V middle = multiply_add(r, splat<V>(.00837482406f), splat<V>(.0416682262f));
+  const V high = multiply_add(r2, splat<V>(.00138368356f), middle);
+  const V p = multiply_add(multiply_add(high, r2, low), r2, r + 1.f);
+  return V(Bits(p) + (Bits(shifted) << 23));
 }
 
 INLINE Few<double> exponential(Few<double> x) {
   using V = Few<double>;
   typedef uint64_t Bits __attribute__((vector_size(sizeof(V))));
-  x = x < -708. ? splat<V>(-708.) : x;
+  x = larger(splat<V>(-708.), x);
   const V shifted = multiply_add(x, splat<V>(1.4426950408889634), splat<V>(0x1.8p52)), n = shifted - 0x1.8p52;
   const V r =
       multiply_add(n, splat<V>(-1.9082149292705877e-10), multiply_add(n, splat<V>(-6.93147180369123816490e-01), x));
@@ -90,6 +89,24 @@ INLINE Few<double> exponential(Few<double> x) {
   return p * V((Bits(shifted) + 1023) << 52);
 }
 
+// What outputs want, for h = sign f + offset: the loss is weight log(1 + exp(h)), and an input moves by the multiple
+// step s(h). Lanes without an output have an h of which nothing comes.
+template <class T>
+struct Wants {
+  Few<T> sign[kParts<T>], offset[kParts<T>], weight[kParts<T>], step[kParts<T>];
+  int most;
+
+  INLINE Wants(const Outputs<T>& o, T alpha) : most(o.most) {
+    for (int q = 0; q < kParts<T>; ++q) {
+      const Few<T> zero = {}, one = splat<Few<T>>(T(1));
+      weight[q] = load<Few<T>>(o.weight + q * kFew<T>);
+      sign[q] = weight[q] > 0 ? (load<Few<T>>(o.label + q * kFew<T>) > 0 ? -one : one) : zero;
+      offset[q] = weight[q] > 0 ? zero : splat<Few<T>>(T(-100));
+      step[q] = -alpha * weight[q] * sign[q];
+    }
+  }
+};
+
 // Results of a few inputs in registers, until they go to the Loss.
 template <class T>
 struct Partial {
@@ -98,6 +115,17 @@ struct Partial {
   INLINE Partial() { clear(); }
   INLINE void clear() {
     for (int q = 0; q < kParts<T>; ++q) linear[q] = Few<T>{}, product[q] = splat<Few<T>>(T(1));
+  }
+  // Of p = 1 + exp(-|h|).
+  INLINE void add(const Wants<T>& wants, int q, Few<T> h, Few<T> p) {
+    const Few<T> weight = wants.weight[q], one = splat<Few<T>>(T(1));
+    linear[q] = multiply_add(weight, larger(Few<T>{}, h), linear[q]);
+    if (wants.most <= kMost) {
+      product[q] *= p;
+      for (int k = 1; k < wants.most; ++k) product[q] *= weight > T(k) ? p : one;
+    } else {
+      for (int j = 0; j < kFew<T>; ++j) linear[q][j] += weight[j] * std::log(p[j]);
+    }
   }
   INLINE void flush(Loss& loss) {
     for (int q = 0; q < kParts<T>; ++q) {
@@ -113,22 +141,12 @@ struct Partial {
 
 // By which multiples of the outputs an input moves, from its products with them.
 template <class T, bool WithLoss>
-INLINE void logistic(const Outputs<T>& o, T alpha, const Few<T>* f, Few<T>* g, Partial<T>& partial) {
-  using F = Few<T>;
+INLINE void logistic(const Wants<T>& wants, const Few<T>* f, Few<T>* g, Partial<T>& partial) {
   for (int q = 0; q < kParts<T>; ++q) {
-    const F label = load<F>(o.label + q * kFew<T>), weight = load<F>(o.weight + q * kFew<T>);
-    const F one = splat<F>(T(1)), e = exponential(f[q] < 0 ? f[q] : -f[q]), p = e + T(1);
-    g[q] = alpha * weight * (label - (f[q] < 0 ? e : one) / p);
-    if constexpr (WithLoss) {
-      const F h = label > 0 ? -f[q] : f[q];
-      partial.linear[q] += weight * (h > 0 ? h : F{});
-      if (o.most <= kMost) {
-        partial.product[q] *= weight > 0 ? p : one;
-        for (int k = 1; k < o.most; ++k) partial.product[q] *= weight > T(k) ? p : one;
-      } else {
-        for (int j = 0; j < kFew<T>; ++j) partial.linear[q][j] += weight[j] * std::log(p[j]);
-      }
-    }
+    const Few<T> h = multiply_add(f[q], wants.sign[q], wants.offset[q]);
+    const Few<T> one = splat<Few<T>>(T(1)), e = exponential(h < 0 ? h : -h), p = e + T(1);
+    g[q] = wants.step[q] * (h < 0 ? e : one) / p;
+    if (WithLoss) partial.add(wants, q, h, p);
   }
 }
 
@@ -176,29 +194,70 @@ INLINE void update(const T* x, T* to, T lock, T* const* y, T* const* dy, const F
   }
 }
 
-// One chunk of outputs that inputs change in turn. What takes long is the way from products to multiples, so those of
-// the next input are made meanwhile, with the outputs as they are: by then f = y.x' + g (x.x') for y + g x.
+// The update by one input, and the products of the next but one with the outputs that it leaves.
+template <class T, int R, int Blocks>
+INLINE void update_and_products(T* x, T lock, const Few<T>* multiples, const T* between, const T* next, T* const* y,
+                                int columns, Few<T>* f) {
+  using V = Vector<T>;
+  if (Blocks) columns = Blocks * kBlock;
+  alignas(64) T each[kSums];
+  for (int q = 0; q < kParts<T>; ++q) store(each + q * kFew<T>, multiples[q]);
+  V g[R], sum[kSums] = {};
+  for (int j = 0; j < R; ++j) g[j] = splat<V>(each[j]);
+  const V share = splat<V>(lock);
+#pragma GCC unroll 8
+  for (int c = 0; c < columns; c += kWidth<T>) {
+    const V a = load<V>(x + c);
+    V b[R], dx = {};
+    for (int j = 0; j < R; ++j) {
+      b[j] = load<V>(y[j] + c);
+      dx = multiply_add(g[j], b[j], dx);
+      b[j] = multiply_add(g[j], a, b[j]);
+      store(y[j] + c, b[j]);
+    }
+    store(x + c, multiply_add(share, dx, a));
+    const V n = load<V>(next + c);  // perhaps what was just stored
+    for (int j = 0; j < R; ++j) sum[j] = multiply_add(n, b[j], sum[j]);
+    sum[R] = multiply_add(n, load<V>(between + c), sum[R]);
+  }
+  for (int q = 0; q < kParts<T>; ++q) f[q] = sums<T>(sum + q * kFew<T>);
+}
+
+// One chunk of outputs that inputs change in turn. What takes long is the way from products to multiples: meanwhile
+// the outputs move by the input before, and the products of the next input with them are made. What is missing there
+// is known: f = y.x' + g (x.x') for y + g x.
 template <class T, int R, int Blocks, bool WithLoss>
 void chain(const Tile<T>& t, Loss* loss) {
   const Outputs<T>& o = t.outputs[0];
   T* y[R];
   for (int j = 0; j < R; ++j) y[j] = o.y[j];
+  const Wants<T> wants(o, t.alpha);
   Partial<T> partial;
-  Few<T> f[kParts<T>], g[kParts<T>];
-  const int m = t.m, columns = t.columns;
-  products<T, R, Blocks, false>(t.x[0], nullptr, y, columns, f);
+  Few<T> f[kParts<T>] = {}, g[kParts<T>], late[kParts<T>] = {};
+  const int m = t.m, columns = t.columns, share = t.share();
+  int moved = 0;  // inputs that have moved, with the outputs by them: all, or all but the last
   for (int i = 0; i < m; ++i) {
     T* const x = t.x[i];
-    t.prefetch(i);
-    logistic<T, WithLoss>(o, t.alpha, f, g, partial);
-    const bool ahead = i + 1 < m && t.x[i + 1] != x;
-    if (ahead) products<T, R, Blocks, true>(t.x[i + 1], x, y, columns, f);
-    update<T, R, Blocks, false, To::rows>(x, x, t.lock[i], y, y, g, columns);
-    if (ahead) {
+    if (moved == i) products<T, R, Blocks, false>(x, nullptr, y, columns, f);
+    t.prefetch(i, share);
+    logistic<T, WithLoss>(wants, f, g, partial);
+    if (i + 1 < m && t.x[i + 1] != x) {
+      if (moved < i) {
+        update_and_products<T, R, Blocks>(t.x[i - 1], t.lock[i - 1], late, x, t.x[i + 1], y, columns, f);
+        moved = i;
+      } else {
+        products<T, R, Blocks, true>(t.x[i + 1], x, y, columns, f);
+      }
       const T product = f[R / kFew<T>][R % kFew<T>];
-      for (int q = 0; q < kParts<T>; ++q) f[q] = multiply_add(g[q], splat<Few<T>>(product), f[q]);
-    } else if (i + 1 < m) {
-      products<T, R, Blocks, false>(t.x[i + 1], nullptr, y, columns, f);
+      for (int q = 0; q < kParts<T>; ++q) {
+        f[q] = multiply_add(g[q], splat<Few<T>>(product), f[q]);
+        late[q] = g[q];
+      }
+    } else {
+      for (; moved <= i; ++moved) {
+        T* const to = t.x[moved];
+        update<T, R, Blocks, false, To::rows>(to, to, t.lock[moved], y, y, moved < i ? late : g, columns);
+      }
     }
     if (WithLoss && (i % kFlush == kFlush - 1 || i == m - 1)) partial.flush(*loss);
   }
@@ -208,7 +267,8 @@ template <class T, int R, bool Gradient, To Where, bool WithLoss>
 INLINE void rows(const Tile<T>& t, int i, const Outputs<T>& o, Partial<T>& partial) {
   Few<T> f[kParts<T>], g[kParts<T>];
   products<T, R, 0, false>(t.x[i], nullptr, o.y, t.columns, f);
-  logistic<T, WithLoss>(o, t.alpha, f, g, partial);
+  const Wants<T> wants(o, t.alpha);
+  logistic<T, WithLoss>(wants, f, g, partial);
   update<T, R, 0, Gradient, Where>(t.x[i], Where == To::scratch ? t.scratch : t.dx[i], t.lock[i], o.y, o.dy, g,
                                    t.columns);
 }
@@ -228,9 +288,10 @@ INLINE void any_rows(const Tile<T>& t, int i, const Outputs<T>& o, Partial<T>& p
 template <class T, bool Gradient, bool WithLoss>
 void each(const Tile<T>& t, Loss* loss) {
   using V = Vector<T>;
+  const int share = t.share();
   Partial<T> partial;
   for (int i = 0; i < t.m; ++i) {
-    t.prefetch(i);
+    t.prefetch(i, share);
     if (Gradient && t.chunks == 1) {
       any_rows<T, true, To::gradient, WithLoss>(t, i, t.outputs[0], partial);
     } else {
@@ -250,7 +311,7 @@ INLINE void chain(const Tile<T>& t, Loss* loss) {
   const int rows = t.outputs[0].rows;
   if (rows == 2) return chain<T, 2, 0, WithLoss>(t, loss);
   if (rows == 4) return chain<T, 4, 0, WithLoss>(t, loss);
-  if constexpr (sizeof(T) == 4 && kBytes > 16) {
+  if constexpr (kBytes > 16) {
     switch (t.columns / kBlock) {  // usual lengths: a twentieth faster with loops of a known length
       case 4:
         return chain<T, 6, 4, WithLoss>(t, loss);
@@ -269,13 +330,13 @@ INLINE void chain(const Tile<T>& t, Loss* loss) {
   chain<T, 6, 0, WithLoss>(t, loss);
 }
 
+// Of double precision nobody expects speed: it goes without a chain, which takes much code.
 template <class T, bool Gradient, bool WithLoss>
 INLINE void step(const Tile<T>& t, Loss* loss) {
-  if (Gradient || t.chunks > 1) {
-    each<T, Gradient, WithLoss>(t, loss);
-  } else {
-    chain<T, WithLoss>(t, loss);
+  if constexpr (!Gradient && sizeof(T) == 4) {
+    if (t.chunks == 1) return chain<T, WithLoss>(t, loss);
   }
+  each<T, Gradient, WithLoss>(t, loss);
 }
 
 template <class T, bool Gradient>
