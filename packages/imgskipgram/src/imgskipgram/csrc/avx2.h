@@ -2,7 +2,7 @@
 
 #ifdef SGNS_X86
 #pragma GCC push_options
-#pragma GCC target("arch=x86-64-v3")
+#pragma GCC target("arch=x86-64-v3,prfchw")
 namespace sgns::avx2 {
 
 inline constexpr int kBytes = 32;

@@ -2,7 +2,7 @@
 
 #ifdef SGNS_X86
 #pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
+#pragma GCC target("arch=x86-64-v4,prfchw,prefer-vector-width=512")
 namespace sgns::avx512 {
 
 inline constexpr int kBytes = 64;

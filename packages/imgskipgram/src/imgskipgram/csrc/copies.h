@@ -116,6 +116,7 @@ template <class T, class S, bool Raced>
 class CopiedRows {
  public:
   using Training = sgns::Training<T, S>;
+  static constexpr bool kInPlace = false;
 
   explicit CopiedRows(const Training& training)
       : t_(training), columns_(training.columns), arena_(columns_), before_(columns_) {}

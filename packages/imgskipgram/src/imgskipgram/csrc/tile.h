@@ -47,8 +47,10 @@ struct alignas(64) Outputs {
   int most;  // the largest weight
 };
 
+// To be written: cache lines are taken from other cores at once, not read first and taken later.
+template <bool Written = false>
 inline __attribute__((always_inline)) void prefetch_bytes(const void* row, int bytes) {
-  for (int c = 0; c < bytes; c += 64) __builtin_prefetch(static_cast<const char*>(row) + c);
+  for (int c = 0; c < bytes; c += 64) __builtin_prefetch(static_cast<const char*>(row) + c, Written);
 }
 
 template <class T>
@@ -64,11 +66,18 @@ struct Tile {
   int columns;
   const void* const* ahead = nullptr;  // [expected] rows of so many bytes that will be needed soon
   int expected = 0, bytes = 0;
+  bool written = false;  // by the worker that fetches them
 
   // How many to fetch with each input: all at once they would keep those that are needed now waiting.
   int share() const { return (expected + m - 1) / m; }
   inline __attribute__((always_inline)) void prefetch(int i, int share) const {
-    for (int k = share * i; k < std::min(share * (i + 1), expected); ++k) prefetch_bytes(ahead[k], bytes);
+    for (int k = share * i; k < std::min(share * (i + 1), expected); ++k) {
+      if (written) {
+        prefetch_bytes<true>(ahead[k], bytes);
+      } else {
+        prefetch_bytes(ahead[k], bytes);
+      }
+    }
   }
 };
 

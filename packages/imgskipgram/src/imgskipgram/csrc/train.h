@@ -70,6 +70,7 @@ template <class T>
 class SharedRows {
  public:
   using Training = sgns::Training<T>;
+  static constexpr bool kInPlace = true;
 
   explicit SharedRows(const Training& training) : t_(training) {}
 
@@ -291,7 +292,7 @@ class Worker {
   void run(uint32_t first, int m, const OutputList<T>& outputs, const std::vector<const void*>& ahead, bool measured) {
     t_.step(
         Tile<T>{x_.data() + first, nullptr, locks_.data() + first, m, outputs.data(), outputs.chunks(), scratch_.data(),
-                alpha_, t_.columns, ahead.data(), int(ahead.size()), t_.columns * int(sizeof(*t_.v))},
+                alpha_, t_.columns, ahead.data(), int(ahead.size()), t_.columns * int(sizeof(*t_.v)), Rows::kInPlace},
         measured ? &loss_ : nullptr);
   }
 
