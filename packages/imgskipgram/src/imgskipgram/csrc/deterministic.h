@@ -76,72 +76,114 @@ class Planner {
   Units<T, S> units_;
 };
 
-// Threads wait a short time awake, as the others are about to come, and then asleep.
-class Barrier {
+// Tasks in phases, for whoever is free: a phase ends when its tasks are done, so that no one waits for a thread that
+// has none, as the system may let it sleep for long.
+class Phases {
  public:
-  explicit Barrier(int threads) : threads_(threads) {}
+  struct Task {
+    uint32_t phase, number;
+  };
 
-  void wait() {
-    const uint32_t round = round_.load(std::memory_order_relaxed);
-    if (waiting_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
-      waiting_.store(0, std::memory_order_relaxed);
-      round_.store(round + 1, std::memory_order_release);
-      round_.notify_all();
-      return;
+  void begin(uint32_t phase, uint32_t tasks) {
+    finished_.store(0, std::memory_order_relaxed);
+    ticket_.store(uint64_t(phase) << 32 | tasks << kBits, std::memory_order_release);
+    phase_.store(phase, std::memory_order_release);
+    phase_.notify_all();
+  }
+
+  // Waits if all tasks are taken; in the phase kEnd there are none any more.
+  Task take() {
+    for (;;) {
+      const uint64_t ticket = ticket_.fetch_add(1, std::memory_order_acq_rel);
+      const uint32_t phase = uint32_t(ticket >> 32), number = uint32_t(ticket) & ((1u << kBits) - 1);
+      if (phase == kEnd || number < tasks(ticket)) return {phase, number};
+      wait(phase);
     }
+  }
+
+  // Was this the last task? The next phase is then to begin.
+  bool finish() {
+    const uint32_t all = tasks(ticket_.load(std::memory_order_relaxed));  // of this phase, until it ends
+    return finished_.fetch_add(1, std::memory_order_acq_rel) + 1 == all;
+  }
+
+  static constexpr uint32_t kEnd = ~uint32_t(0);
+
+ private:
+  static uint32_t tasks(uint64_t ticket) { return uint32_t(ticket) >> kBits; }
+
+  // First awake, as tasks are short.
+  void wait(uint32_t phase) {
     for (int i = 0; i < kSpins; ++i) {
-      if (round_.load(std::memory_order_acquire) != round) return;
+      if (phase_.load(std::memory_order_acquire) != phase) return;
 #ifdef SGNS_X86
       _mm_pause();
 #endif
     }
-    round_.wait(round, std::memory_order_acquire);
+    phase_.wait(phase, std::memory_order_acquire);
   }
 
- private:
-  static constexpr int kSpins = 500;
-  const int threads_;
-  alignas(64) std::atomic<int> waiting_{0};
-  alignas(64) std::atomic<uint32_t> round_{0};
+  static constexpr int kBits = 16, kSpins = 500;
+  alignas(64) std::atomic<uint64_t> ticket_{0};  // the phase, its number of tasks, those that are taken
+  alignas(64) std::atomic<uint32_t> finished_{0};
+  alignas(64) std::atomic<uint32_t> phase_{0};
 };
 
+// Phase 2n trains batch n, and plans the next one; phase 2n + 1 adds what was gained.
 template <class T, class S>
 class Deterministic {
  public:
   Deterministic(const Training<T, S>& training, int workers)
-      : t_(training), planner_(training), workers_(uint32_t(workers)), barrier_(workers) {}
+      : t_(training), planner_(training), workers_(uint32_t(workers)) {}
 
   Totals run() {
     planner_.next(batches_[0]);
-    stopped_ = stop();
+    begin(0);
     std::vector<std::thread> threads;
-    for (uint32_t w = 1; w < workers_; ++w) threads.emplace_back([this, w] { work(w); });
-    work(0);
+    for (uint32_t w = 1; w < workers_; ++w) threads.emplace_back([this] { work(); });
+    work();
     for (auto& thread : threads) thread.join();
     return all_;
   }
 
  private:
-  void work(uint32_t me) {
+  Batch<T, S>& batch(uint32_t n) { return batches_[n % 2]; }
+
+  // Trains batch n, if there is one and it is wanted.
+  void begin(uint32_t n) {
+    if (std::atomic_ref<uint8_t>(*t_.stop).load(std::memory_order_relaxed)) {
+      phases_.begin(Phases::kEnd, 0);
+    } else if (batch(n).size) {
+      phases_.begin(2 * n, uint32_t(batch(n).size) + 1);
+    } else {
+      count(batch(n));  // words at the end of which none was kept
+      phases_.begin(Phases::kEnd, 0);
+    }
+  }
+
+  void work() {
     Worker<T, CopiedRows<T, S, false>> worker(t_);
     std::vector<uint32_t> mine;
-    int turn = 0;
-    for (; batches_[turn].size && !stopped_; turn ^= 1) {
-      Batch<T, S>& batch = batches_[turn];
-      worker.rows().reset();
-      for (size_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) <= batch.size;) {
-        if (i == 0) {
-          planner_.next(batches_[turn ^ 1]);
-        } else {
-          train(worker, batch.units[i - 1]);
-        }
+    uint32_t last = 0;  // the batch whose copies the worker has
+    for (Phases::Task task; (task = phases_.take()).phase != Phases::kEnd;) {
+      const uint32_t n = task.phase / 2;
+      Batch<T, S>& now = batch(n);
+      if (task.phase % 2) {
+        for (size_t i = 0; i < now.size; ++i) add(now.units[i].changes, task.number, mine);
+      } else if (task.number == 0) {
+        planner_.next(batch(n + 1));
+      } else {
+        if (last != n) worker.rows().reset(), last = n;
+        train(worker, now.units[task.number - 1]);
       }
-      barrier_.wait();
-      if (me == 0) count(batch);
-      for (size_t i = 0; i < batch.size; ++i) add(batch.units[i].changes, me, mine);
-      barrier_.wait();
+      if (!phases_.finish()) continue;
+      if (task.phase % 2) {
+        count(now);
+        begin(n + 1);
+      } else {
+        phases_.begin(2 * n + 1, workers_);
+      }
     }
-    if (me == 0 && !stopped_) count(batches_[turn]);  // words at the end of which none was kept
   }
 
   void train(Worker<T, CopiedRows<T, S, false>>& worker, BatchUnit<T, S>& unit) {
@@ -151,13 +193,13 @@ class Deterministic {
     unit.totals = worker.take();
   }
 
-  void add(const Changes<T, S>& changes, uint32_t me, std::vector<uint32_t>& mine) {
+  void add(const Changes<T, S>& changes, uint32_t part, std::vector<uint32_t>& mine) {
     const auto& rows = changes.rows;
     mine.resize(rows.size());
     size_t n = 0;
     for (uint32_t k = 0; k < rows.size(); ++k) {
       mine[n] = k;
-      n += uint64_t(rows[k].place) * workers_ >> 32 == me;
+      n += uint64_t(rows[k].place) * workers_ >> 32 == part;
     }
     for (size_t k = 0; k < n; ++k) {
       if (k + kAhead < n) prefetch_bytes(rows[mine[k + kAhead]].row, t_.columns * int(sizeof(S)));
@@ -169,20 +211,14 @@ class Deterministic {
     for (size_t i = 0; i < batch.size; ++i) all_.add(batch.units[i].totals);
     all_.raw += batch.tokens;
     std::atomic_ref<uint64_t>(*t_.progress).fetch_add(batch.tokens, std::memory_order_relaxed);
-    stopped_ = stop();
-    next_ = 0;
   }
-
-  bool stop() const { return std::atomic_ref<uint8_t>(*t_.stop).load(std::memory_order_relaxed); }
 
   static constexpr size_t kAhead = 4;
   const Training<T, S>& t_;
   Planner<T, S> planner_;
   const uint32_t workers_;
-  Barrier barrier_;
+  Phases phases_;
   Batch<T, S> batches_[2];
-  std::atomic<size_t> next_{0};
-  bool stopped_ = false;
   Totals all_;
 };
 
