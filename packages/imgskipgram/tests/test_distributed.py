@@ -284,7 +284,7 @@ def test_a_part_is_trained_once_in_step_with_the_others_as_the_sentences_that_it
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint64)
     tokens = Tokens(np.zeros(10, np.uint32), offsets, 12, first=100)
     engine, team = _Records(), _Alone()
-    model: Any = SimpleNamespace(wv=SimpleNamespace(vectors_lockf=np.ones(1, np.float32)))
+    model: Any = SimpleNamespace(_wv=SimpleNamespace(vectors_lockf=np.ones(1, np.float32)))
     part = _Part(
         engine, None, None, "float32", team=team, model=model, share=0.25, faster=1.6, sync_every=16, progress=False
     )
