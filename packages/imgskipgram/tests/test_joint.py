@@ -110,3 +110,11 @@ def test_a_bank_without_any_word_of_the_vocabulary_is_refused_before_anything_ch
     assert_same(trained, before)
     with pytest.raises(TypeError, match=r"^images must be an ImageBank or None, got list$"):
         trained.train(LEE, [1])
+
+
+@pytest.mark.parametrize("projection", ["fixed", "free"])
+def test_the_mean_is_that_of_the_unit_vectors_of_words_with_images(projection: str) -> None:
+    trained = model(projection=projection).fit(LEE, BANK)
+    vectors = np.array([trained.wv[word] for word in WORDS], np.float64)
+    mean = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).mean(0)
+    np.testing.assert_allclose(trained._explanation_parts()["mu"], mean, rtol=1e-5, atol=1e-7)
