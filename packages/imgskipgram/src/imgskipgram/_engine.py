@@ -147,7 +147,7 @@ class Cpu:
                 shrink_windows=options.shrink_windows,
                 negatives=options.negatives,
                 objective=options.objective,
-                image_weight=0.0 if z is None else options.image_weight,
+                image_weight=0.0 if z is None else options.weight,
                 image_negative=options.image_negative,
                 images_trained=options.projection == "free",
                 alpha=place.alpha,

@@ -32,6 +32,7 @@ class Grounding:
         self.bank = bank
         self.start, self.images = bank.images_of(vocabulary.index)
         self.projection, self.columns = options.projection, options.vector_size
+        self.weight = options.image_weight
         self.trained = options.objective != "none" and options.image_weight > 0
 
     def check(self, vocabulary: Vocabulary, negative: int) -> None:

@@ -36,6 +36,9 @@ _INTEGERS = {
 _FLAGS = ("deterministic", "shrink_windows", "sorted_vocab")
 
 
+_SHARED = 0.3  # lambda of image_weight=1 where words place the images: with 1 they lose what text says
+
+
 @dataclass(frozen=True)
 class Options:
     """The arguments of `ImageSkipGram`, in their order.
@@ -70,6 +73,11 @@ class Options:
     max_final_vocab: int | None = None
     trim_rule: Any = None
     sorted_vocab: bool = True
+
+    @property
+    def weight(self) -> float:
+        """lambda of the image term in training."""
+        return (_SHARED if self.projection == "shared" else 1) * self.image_weight
 
     def __post_init__(self) -> None:
         for name, (least, most) in _INTEGERS.items():

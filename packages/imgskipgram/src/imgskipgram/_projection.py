@@ -20,6 +20,7 @@ _LANDMARKS = 2000
 _MANY, _DIRECTIONS = 10_000, 256  # images; from more on neighbours are found in so many directions
 _ROWS, _COLUMNS = 256, 256  # at once
 _NOTHING = 1e-5  # a sum of vectors this much shorter than its parts is rounding
+_IMAGINED, _LOOSE, _ANCHORS, _COMMON = 4.0, 0.3, 2000, 5000  # of words: kernel, ridge, those with images, the mean's
 _IN_TRAINING = 2.0  # length of z: with unit vectors a logistic could not come near to 0 or 1
 
 
@@ -96,6 +97,40 @@ class Shared:
         length = np.linalg.norm(z, axis=1, keepdims=True)
         least = _NOTHING * (np.linalg.norm(whole, axis=1, keepdims=True) + np.linalg.norm(own, axis=1, keepdims=True))
         return np.where(length > least, z * (_IN_TRAINING / np.where(length > least, length, 1)), 0).astype(np.float32)
+
+    def imagined(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Where the images of every word would lie, if it had some `[V, D]`, as far as images tell words.
+
+            t_w = r sum_g k(w, g) c_g,  (k + 0.3 I) c = z,  k(w, g) = exp(-4 |y_w - y_g|^2),
+
+        over the words g with images (the first 2,000 of them), z_g the direction of their mean of `pull`, y the
+        directions of words from the mean of the first 5,000, and r the mean cosine of z_g with v^_g - mu, which none of
+        its own labels gave: images that say nothing about words give zeros.
+
+        Args:
+            vectors: v `[V, D]`, of any length.
+        """
+        _, centred, _ = self._centred(vectors)
+        own = self._own.astype(bool).astype(np.float32).T
+        target = _unit(np.asarray(own @ self.pull(vectors)))
+        told = float((_unit(centred) * target).sum(1).mean())
+        anchors, target = self._words[:_ANCHORS], target[:_ANCHORS]
+        out = np.zeros(vectors.shape, np.float32)
+        if told <= 0:
+            return out
+        mean = _unit(vectors[:_COMMON].astype(np.float32)).mean(0)
+
+        def directions(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+            return np.asarray(_unit(_unit(rows.astype(np.float32)) - mean))
+
+        y = directions(vectors[anchors])
+        system = _kernel(y, y, _IMAGINED).astype(np.float64)
+        system[np.diag_indices_from(system)] += _LOOSE
+        weights = (told * np.linalg.solve(system, target)).astype(np.float32)
+        for part in _parts(len(vectors), _ROWS):
+            out[part] = _kernel(directions(vectors[part]), y, _IMAGINED) @ weights
+        out[~vectors.any(1)] = 0
+        return out
 
     def _centred(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
         unit = _unit(vectors[self._words].astype(np.float32))
@@ -204,10 +239,10 @@ def _parts(count: int, size: int) -> Iterator[slice]:
     return (slice(first, min(first + size, count)) for first in range(0, count, size))
 
 
-def _kernel(x: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
+def _kernel(x: NDArray[np.float32], others: NDArray[np.float32], gamma: float = _GAMMA) -> NDArray[np.float32]:
     kernel = np.empty((len(x), len(others)), np.float32)
     for part in _parts(len(x), _ROWS):
-        kernel[part] = np.exp(2 * np.float32(_GAMMA) * (x[part] @ others.T - 1))
+        kernel[part] = np.exp(2 * np.float32(gamma) * (x[part] @ others.T - 1))
     return kernel
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._engine import Cpu, Engine, Place, Totals, engine
-from ._rows import exported, infinite, zeros
+from ._rows import copied, exported, infinite, rounded, zeros
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -106,6 +106,8 @@ def run(
             _check_finite(v, words, plan)
             _check_finite(u, words, plan)
             plan = replace(plan, done=plan.done + 1)
+            if plan.done == plan.epochs:
+                v = trainer.settled(v, model.wv.vectors_lockf)
             effective, raw = effective + totals.words, raw + read
             model._advance(v, u, trainer.free(), plan if plan.done < plan.epochs else None, _means(totals))
             call("on_epoch_end")
@@ -119,20 +121,34 @@ class Trainer:
     def __init__(self, engine: Engine, grounding: Grounding | None, z: NDArray[Any] | None, dtype: str) -> None:
         self.engine = engine
         self.z: NDArray[Any] | None = None
-        self._dtype = "float64" if dtype == "float64" else "float32"
+        self._dtype, self._stored = "float64" if dtype == "float64" else "float32", dtype
         self._shared: Shared | None = None
         self._free = False
         if grounding is not None and grounding.trained:
+            self._columns, self._step = grounding.columns, grounding.weight / (1 + grounding.weight)
             if grounding.projection == "shared":
                 self._shared = grounding.shared
             else:
                 self._place(grounding.first() if z is None else z)
                 self._free = grounding.projection == "free"
-                self._columns = grounding.columns
 
     def free(self) -> NDArray[Any] | None:
         """The images' vectors if they are parameters, as a copy."""
         return self.z[:, : self._columns].copy() if self._free and self.z is not None else None
+
+    def settled(self, v: NDArray[Any], lockf: NDArray[np.float32]) -> NDArray[Any]:
+        """v at the end: words with a part of what their images add, or would add if they had some; lengths stay."""
+        if self._shared is None:
+            return v
+        vectors = exported(v, self._columns, copy=False)
+        length = np.linalg.norm(vectors, axis=1, keepdims=True)
+        step = self._step * lockf[:, None] * self._shared.imagined(vectors)
+        moved = vectors + length * step
+        moved *= length / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        there = step.any(1)
+        settled = copied(v, v.shape[1], self._stored)
+        settled[there, : self._columns] = rounded(moved[there], self._stored)
+        return settled
 
     def epoch(self, feed: Iterable[Tokens], plan: Plan, number: int, wait: _Wait) -> tuple[Totals, int]:
         """One pass over the corpus, and how many tokens it has, those outside the vocabulary too."""

@@ -33,7 +33,7 @@ class ImageSkipGram(State):
 
     The centre word w of a window is the target, each word c around it the input:
 
-        L = -log s(u_w . v_c) - sum_k log s(-u_nk . v_c) + image_weight * L_image(w),  P(n) ~ count(n)^ns_exponent,
+        L = -log s(u_w . v_c) - sum_k log s(-u_nk . v_c) + lambda * L_image(w),  P(n) ~ count(n)^ns_exponent,
 
     s the logistic function. With z_i the vector of one image of w, drawn at random, and z_k those of `image_negative`
     images of others, L_image is, by `objective`,
@@ -58,7 +58,9 @@ class ImageSkipGram(State):
         seed: of all that is drawn, 0 to 2^64 - 1.
         ns_exponent: see above (default 0.75, word2vec's).
         objective: see above.
-        image_weight: of the image term (default 1); 0 is "none".
+        image_weight: W of images (default 1); 0 is "none". lambda is W; with projection="shared" 0.3 W, and then at the
+            end every word, with images or without, becomes v^ + W / (1 + W) t in direction: t is where a kernel
+            regression from words to their images says that its own would lie.
         image_negative: images drawn as negatives (default 5, as `negative`).
         projection: where images lie. "shared": where words say, by what similar pictures show, so that images are no
             parameters; not before a fifth of the training. "fixed": their principal components. "free": parameters that

@@ -131,7 +131,7 @@ class Cuda:
                         *(x[piece:stopped] for x in shown),
                         images,
                         self._options.objective,
-                        self._options.image_weight,
+                        self._options.weight,
                         float(self._rates(place, torch.tensor(middle, dtype=torch.float64))),
                     )
                 sums[0] += _ops.pairs_(self._v, self._u, *drawn, rates, piece, stopped)
