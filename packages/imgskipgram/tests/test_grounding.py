@@ -85,7 +85,7 @@ def test_words_find_pictures_they_were_never_shown_with_and_controls_do_not(meas
     assert measured.permuted is not None
     assert measured.permuted_labelled is not None
     assert measured.model.any_10 > 0.4
-    assert measured.model.any_10 > 3 * max(measured.permuted.any_10, measured.permuted_labelled.any_10)
+    assert measured.model.any_10 > 2 * max(measured.permuted.any_10, measured.permuted_labelled.any_10)
     assert measured.permuted.median_rank > 3 * measured.model.median_rank
     assert measured.linear.any_10 > measured.permuted.any_10
     assert measured.ridge_csls.any_10 > measured.permuted.any_10
