@@ -98,6 +98,6 @@ def pairs(data: str | None) -> dict[str, Path]:
     return {name: folder(data) / "wordsim" / file for name, file in PAIRS.items()}
 
 
-def lines_of(context: Context) -> int | None:
-    """How much of the text a race takes: all of it only in a full run."""
-    return context.pick(2000, QUICK_LINES if context.data else QUICK_LINES // 3, None)
+def lines_of(context: Context) -> int:
+    """How many lines of the text a race takes: all of them only in a full run."""
+    return context.pick(2000, QUICK_LINES if context.data else QUICK_LINES // 3, 10 * QUICK_LINES)
