@@ -23,6 +23,7 @@ from harness import (
     at_least,
     at_most,
     cores,
+    median_interval,
 )
 from material import PACKAGES as PACKAGES
 from material import QUICK_LINES, imagenet, lines_of, made_up_bank, scratch, text
@@ -107,6 +108,43 @@ def same_task(context: Context) -> str:
 
 def counts(wv: KeyedVectors) -> dict[str, int]:
     return {word: int(wv.get_vecattr(word, "count")) for word in wv.index_to_key}
+
+
+class Stopwatch:
+    """CPU seconds of the last epoch, by gensim's names of callbacks."""
+
+    seconds = 0.0
+
+    def on_epoch_begin(self, model: object) -> None:
+        self.start = time.process_time()
+
+    def on_epoch_end(self, model: object) -> None:
+        self.seconds = time.process_time() - self.start
+
+
+def passes(context: Context, outcome: Outcome) -> None:
+    """One pass over the corpus, the file being read already, in turn with gensim's over lists of words."""
+    outcome.equal = same_task(context)
+    path, given = corpus(context), sentences(corpus(context))
+    theirs = Word2Vec(sg=1, workers=1, **SETTINGS)
+    theirs.build_vocab(given)
+    watches = {negatives: Stopwatch() for negatives in ("center", "batch", "pair")}
+    ours = {name: ImageSkipGram(workers=1, negatives=name, callbacks=(w,), **SETTINGS) for name, w in watches.items()}
+    ratios: dict[str, list[float]] = {name: [] for name in ours}
+    for made in ours.values():
+        made.build_vocab(path)
+    for number in range(context.pick(1, 3, 5)):
+        start = time.process_time()
+        theirs.train(given, total_examples=len(given), epochs=1)
+        spent = time.process_time() - start
+        for name, made in ours.items():
+            made.train(path, epochs=1)
+            ratios[name].append(round(spent / watches[name].seconds, 6))
+        context.progress((number + 1) / context.pick(1, 3, 5))
+    for (name, values), target in zip(ratios.items(), (10, 12, 3), strict=True):
+        figure = Figure("", f"{OURS}, negatives={name}", GENSIM, "x as fast", *median_interval(values))
+        figure.target, figure.samples, figure.headline = at_least(target), values, name == "center"
+        outcome.figures.append(figure)
 
 
 # --- the whole job ---
@@ -248,6 +286,7 @@ WORKLOADS: tuple[Workload, ...] = (
         ),
         seconds=30,
     ),
+    Study("passes", "As for training, but for one epoch, without the reading of the file.", passes),
     Race(
         "from a file to vectors",
         "As for training, on a third of the lines (full: the first 60,000): vocabulary and training in one call.",
