@@ -81,7 +81,7 @@ def test_the_form_of_the_corpus_changes_nothing(
         corpus = tmp_path / "corpus.gz"
         corpus.write_bytes(gzip.compress("\n".join(lines).encode()))
     elif form == "dataset":
-        datasets = pytest.importorskip("datasets")
+        datasets = pytest.importorskip("datasets", reason="needs datasets")
         corpus = datasets.Dataset.from_dict({"text": lines}).to_iterable_dataset()
     one, two = model(), model().fit(LEE)
     one.fit(corpus, **options)

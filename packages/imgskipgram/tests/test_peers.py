@@ -20,7 +20,7 @@ def gensim(seed):
 
 @cache
 def fasttext():
-    floret = pytest.importorskip("floret")
+    floret = pytest.importorskip("floret", reason="needs floret")
     options = {"dim": 50, "epoch": 15, "ws": 5, "neg": 5, "minCount": 5, "t": 1e-3, "lr": 0.025, "minn": 0, "maxn": 0}
     made = floret.train_unsupervised(TEXT, model="skipgram", mode="fasttext", thread=1, verbose=0, bucket=1, **options)
     return {word: made.get_word_vector(word) for word in made.words}
