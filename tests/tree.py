@@ -17,6 +17,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
+IMPORTED_AS = {"scikit-learn": "sklearn"}  # where a distribution has another name
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))  # the rule of noxfile.py: where there is one, kernels must be
 
 
@@ -44,7 +45,7 @@ class Package:
     def dependencies(self) -> list[str]:
         """What it cannot do without, by the names that are imported."""
         names = [re.match(r"[\w-]+", requirement) for requirement in self.project["dependencies"]]
-        return [name[0].replace("-", "_") for name in names if name]
+        return [IMPORTED_AS.get(name[0], name[0].replace("-", "_")) for name in names if name]
 
     @property
     def needs_torch(self) -> bool:
