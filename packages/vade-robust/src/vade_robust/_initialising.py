@@ -1,0 +1,80 @@
+"""Where the mixture and the map's centres come from: scikit-learn's GMM and KMeans, and a reservoir of seen rows."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ._networks import Networks
+
+VARIANCE_FLOOR = 1e-6
+NOISE = 0.05  # of the mixture's variance is what the log-variance head starts with
+RESERVOIR = 10_000  # rows that stand for all that partial_fit has seen
+
+
+def mixture(mu: Tensor, n_clusters: int, seed: int, *, n_init: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """log pi [K], means and log variances [K, D] of a diagonal Gaussian mixture that is fitted to mu [N, D]."""
+    model = GaussianMixture(
+        n_clusters, covariance_type="diag", reg_covar=VARIANCE_FLOOR, n_init=n_init, random_state=seed
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # it is a start, and repeated rows are told of elsewhere
+        model.fit(mu.cpu().double().numpy())
+    weights = np.maximum(model.weights_, np.finfo(np.float64).tiny)
+    parameters = (np.log(weights), model.means_, np.log(model.covariances_))
+    log_weights, means, log_variances = (torch.from_numpy(x).to(mu) for x in parameters)
+    return log_weights, means, log_variances
+
+
+@torch.no_grad()
+def set_mixture(networks: Networks, parameters: tuple[Tensor, Tensor, Tensor], *, head: bool) -> None:
+    """Puts a mixture into the networks; with `head` the latent's variance starts at a twentieth of the mixture's."""
+    for own, value in zip((networks.logits, networks.centers, networks.log_scales), parameters, strict=True):
+        own.copy_(value)
+    if head:
+        networks.log_variance.weight.zero_()
+        networks.log_variance.bias.copy_(parameters[2].logsumexp(0) - math.log(len(parameters[2]) / NOISE))
+
+
+def centers(embedded: Tensor, n_clusters: int, seed: int, *, n_init: int = 10) -> Tensor:
+    """KMeans centres [K, D] of the rows of embedded [N, D]."""
+    model = KMeans(n_clusters, n_init=n_init, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(embedded.cpu().numpy())
+    return torch.from_numpy(model.cluster_centers_).to(embedded)
+
+
+class Reservoir:
+    """A uniform sample of at most RESERVOIR of the rows that were added (Vitter's algorithm R), on the CPU."""
+
+    def __init__(self, seed: int, capacity: int = RESERVOIR) -> None:
+        self.capacity, self.seen = capacity, 0
+        self.random = np.random.RandomState(seed)
+        self.rows: Tensor | None = None
+
+    def add(self, x: Tensor) -> None:
+        """Adds the rows of x (b, *shape)."""
+        x = x.cpu()
+        if self.rows is None:
+            self.rows = x.new_empty(0, *x.shape[1:])
+        free = self.capacity - len(self.rows)
+        if free:
+            self.rows = torch.cat([self.rows, x[:free]])
+            self.seen += len(x[:free])
+            x = x[free:]
+        if len(x):
+            slots = self.random.randint(0, np.arange(self.seen + 1, self.seen + len(x) + 1))
+            self.seen += len(x)
+            for row, slot in enumerate(slots):
+                if slot < self.capacity:
+                    self.rows[slot] = x[row]

@@ -1,0 +1,157 @@
+"""The terms of the loss, and a step's loss, as functions of networks, rows and noise: nothing is drawn here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from . import _ops
+
+if TYPE_CHECKING:
+    from ._networks import Networks
+
+LOG_2PI = math.log(2 * math.pi)
+FLOOR = math.log(1e-10)  # what the papers' codes add to each density
+FEWEST = 4  # rows of a batch that have a neighbourhood
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a step's loss depends on besides networks, rows and noise. `floor` and `exact_perplexity` are of the preset
+    "lpvdn"."""
+
+    kind: str
+    posterior: str = "exact"
+    mutual_information: float = 0.0
+    locality: float = 0.0
+    perplexity: float | str = "auto"
+    adversarial: float = 0.0
+    floor: bool = False
+    exact_perplexity: bool = False
+
+
+def reconstruction(output: Tensor, x: Tensor, kind: str) -> Tensor:
+    """Negative log-likelihood of x [b, P], the mean over rows of the sum over features: of Bernoulli variables with
+    logits `output`, or of Gaussian ones of unit variance around it, without the constant."""
+    if kind == "bernoulli":
+        total = functional.binary_cross_entropy_with_logits(output, x, reduction="sum")
+    else:
+        total = 0.5 * functional.mse_loss(output, x, reduction="sum")
+    return total / x.shape[0]
+
+
+def pretraining(output: Tensor, x: Tensor, kind: str) -> Tensor:
+    """Mean squared error of the reconstruction of x [b, P]."""
+    return functional.mse_loss(output.sigmoid() if kind == "bernoulli" else output, x)
+
+
+def cluster_exact(lv: Tensor, lse: Tensor) -> Tensor:
+    """KL(q(z, c|x) || p(z, c)) with the optimal q(c|x) = softmax(a), from lv [b, D] and the logsumexp of a [b]."""
+    return -lse.mean() - _entropy(lv)
+
+
+def cluster_sampled(lv: Tensor, a: Tensor, a_z: Tensor, *, floor: bool = False) -> Tensor:
+    """The same with the papers' q(c|x): the posterior of one draw z', whose scores a_z are log pi_c + log N(z')."""
+    log_gamma = (torch.logaddexp(a_z, a_z.new_tensor(FLOOR)) if floor else a_z).log_softmax(1)
+    return (log_gamma.exp() * (log_gamma - a)).sum(1).mean() - _entropy(lv)
+
+
+def _entropy(lv: Tensor) -> Tensor:
+    return 0.5 * (lv.mean(0).sum() + lv.shape[1] * (1 + LOG_2PI))
+
+
+def mutual_information(positive: Tensor, negative: Tensor) -> Tensor:
+    """0.5 mean[softplus(-T(z', x)) + softplus(T(z', x_neg))]: minus the Jensen-Shannon bound, up to a constant."""
+    return 0.5 * (functional.softplus(-positive) + functional.softplus(negative)).mean()
+
+
+def perplexity_of(rows: int, perplexity: float | str, *, exact: bool = False) -> float:
+    """The perplexity of a batch: what was asked for, or "auto", a hundredth of its rows, at least 2."""
+    largest = (rows - 1) / 3
+    if exact:
+        return max(0.01 * rows, 1.0)  # any below 1 asks for the nearest alone, as 1 does
+    if isinstance(perplexity, str):
+        return min(max(0.01 * rows, 2.0), largest)
+    return perplexity if perplexity < rows - 1 else largest
+
+
+def locality(mu: Tensor, y: Tensor, perplexity: float, exaggeration: float = 1.0) -> Tensor:
+    """KL(P || Q) of t-SNE in the batch: P from the means mu, without gradient, Q from their images y; 0 if b < 4."""
+    if mu.shape[0] < FEWEST:
+        return y.sum() * 0
+    p = _ops.tsne_affinities(mu.detach(), perplexity)
+    kl: Tensor = _ops.tsne_kl(y, p if exaggeration == 1 else exaggeration * p)[0]
+    return kl
+
+
+def adversarial(networks: Networks, x: Tensor, z: Tensor, noise: Tensor, weights: Weights) -> Tensor:
+    """0.5 mean[softplus(-T(z', x_adv)) + softplus(-T(mu(x_adv), x))] with rows x_adv that lower what T knows of x.
+
+    x~ = x + eps noise with noise uniform in [-1, 1]; x_adv = x~ + eps sign grad softplus(-T(mu(x~), x)), clipped to the
+    eps-box around x and to the range of the data.
+    """
+    discriminator = networks.discriminator
+    assert discriminator is not None
+    eps = weights.adversarial
+    flat = x.flatten(1)
+    if weights.kind == "bernoulli":
+        lowest, highest = torch.zeros_like(x[:1]), torch.ones_like(x[:1])
+    else:
+        lowest, highest = x.amin(0, keepdim=True), x.amax(0, keepdim=True)
+    low, high = torch.maximum(x - eps, lowest), torch.minimum(x + eps, highest)
+    start = (x + eps * noise).requires_grad_()
+    wrong = functional.softplus(-discriminator(networks.latent(start), flat)).sum()
+    (gradient,) = torch.autograd.grad(wrong, start)
+    with torch.no_grad():
+        attacked = torch.clamp(start + eps * gradient.sign(), low, high)
+    first = functional.softplus(-discriminator(z, attacked.flatten(1)))
+    second = functional.softplus(-discriminator(networks.latent(attacked), flat))
+    return 0.5 * (first + second).mean()
+
+
+def total(
+    networks: Networks,
+    x: Tensor,
+    x_neg: Tensor | None,
+    noise: tuple[Tensor, ...],
+    weights: Weights,
+    cluster_weight: float = 1.0,
+    exaggeration: float = 1.0,
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """L of a batch, its unweighted terms, and the scores a [b, K] whose softmax is q(c|x).
+
+    `noise` is two standard normal draws [b, D], the decoder's and that of the other terms, and with `adversarial` a
+    uniform one in [-1, 1] of the shape of x. The terms of weight 0 are left out.
+    """
+    flat = x.flatten(1)
+    mu, lv = networks.encode(x)
+    deviation = (0.5 * lv).exp()
+    terms = {
+        "reconstruction": reconstruction(networks.decoder(torch.addcmul(mu, deviation, noise[0])), flat, weights.kind)
+    }
+    z = torch.addcmul(mu, deviation, noise[1])
+    mixture = networks.mixture()
+    a, lse = _ops.mixture_scores(mu, lv, *mixture)
+    if weights.posterior == "exact":
+        terms["cluster"] = cluster_exact(lv, lse)
+    else:
+        terms["cluster"] = cluster_sampled(lv, a, _ops.mixture_scores(z, None, *mixture)[0], floor=weights.floor)
+    loss = terms["reconstruction"] + cluster_weight * terms["cluster"]
+    if weights.mutual_information:
+        assert networks.discriminator is not None
+        assert x_neg is not None
+        terms["mutual_information"] = mutual_information(*networks.discriminator.pair(z, flat, x_neg.flatten(1)))
+        loss = loss + weights.mutual_information * terms["mutual_information"]
+        if weights.adversarial:
+            terms["adversarial"] = adversarial(networks, x, z, noise[2], weights)
+            loss = loss + weights.mutual_information * terms["adversarial"]
+    if weights.locality:
+        perplexity = perplexity_of(x.shape[0], weights.perplexity, exact=weights.exact_perplexity)
+        terms["locality"] = locality(mu, networks.embed(mu), perplexity, exaggeration)
+        loss = loss + weights.locality * terms["locality"]
+    return loss, terms, a

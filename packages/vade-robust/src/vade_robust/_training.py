@@ -1,0 +1,240 @@
+"""Training: its state, its phases, its schedule, and what becomes of steps that are not finite."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from . import _initialising, _losses
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ._networks import Networks
+    from ._standin import Dense as Source
+
+PRETRAINING_LR = 1e-3
+DECAY, DECAY_EVERY = 0.95, 10
+PATIENCE = 10  # steps in a row that may not be finite
+
+
+@dataclass(frozen=True)
+class Options:
+    """The parameters of a training, after presets, defaults and the kind of the data have been settled."""
+
+    n_clusters: int
+    kind: str
+    posterior: str
+    mutual_information: float
+    locality: float
+    perplexity: float | str
+    adversarial: float
+    pretrain_epochs: int
+    epochs: int
+    batch_size: int
+    lr: float
+    warmup: float
+    prepared_head: bool = True
+    floor: bool = False
+    exact_perplexity: bool = False
+
+    def weights(self) -> _losses.Weights:
+        """What a step needs of them."""
+        names = _losses.Weights.__dataclass_fields__
+        return _losses.Weights(**{name: value for name, value in asdict(self).items() if name in names})
+
+    def learning_rate(self, epoch: int) -> float:
+        """lr 0.95^floor(e / 10) for e = 1, 2, ...: the official scheduler steps before each epoch."""
+        return self.lr * DECAY ** (epoch // DECAY_EVERY)
+
+    def cluster_weight(self, epoch: int) -> float:
+        """w_e, which rises linearly to 1 over warmup * epochs."""
+        return min(1.0, epoch / (self.warmup * self.epochs)) if self.warmup else 1.0
+
+
+class Training:
+    """A training that can be left after any epoch and gone on with: `run` starts wherever the state is.
+
+    `phase` is "pretrain", "train" or "done", and `epoch` counts the finished epochs of the phase. `generator` gives all
+    permutations and noise.
+    """
+
+    def __init__(self, networks: Networks, options: Options, seed: int) -> None:
+        self.networks, self.options = networks, options
+        self.generator = torch.Generator().manual_seed(seed)
+        self.phase, self.epoch = "pretrain", 0
+        self.history: list[dict[str, Any]] = []
+        self.nonfinite_steps = 0
+        self.streak = 0
+        self.optimizer = self._adam(PRETRAINING_LR)
+
+    def seed(self) -> int:
+        """A seed for scikit-learn from the generator."""
+        return int(torch.randint(2**31 - 1, (), generator=self.generator))
+
+    def run(
+        self,
+        source: Source,
+        callbacks: Sequence[Any] = (),
+        *,
+        estimator: object = None,
+        verbose: bool = False,
+    ) -> None:
+        """Goes on to the end: pretraining, the mixture's start, training."""
+        if self.phase == "pretrain":
+            self._phase(source, self.options.pretrain_epochs, callbacks, estimator, verbose)
+            self.initialise(source)
+        if self.phase == "train":
+            self._phase(source, self.options.epochs, callbacks, estimator, verbose)
+            self.phase = "done"
+
+    def initialise(self, source: Source) -> None:
+        """Starts the mixture from a GMM on the latent means; training begins."""
+        from ._standin import Blocks
+
+        parameters = _initialising.mixture(Blocks(self.networks, source).latent(), self.options.n_clusters, self.seed())
+        _initialising.set_mixture(self.networks, parameters, head=self.options.prepared_head)
+        self.phase, self.epoch = "train", 0
+        self.optimizer = self._adam(self.options.lr)
+
+    def one_epoch(self, source: Source) -> dict[str, Any]:
+        """One epoch of the current phase; returns what is appended to the history."""
+        begin = time.perf_counter()
+        epoch = self.epoch + 1
+        if self.phase == "pretrain":
+            logs = self._pretraining_epoch(source, epoch)
+        else:
+            logs = self._training_epoch(source, epoch)
+        self.epoch = epoch
+        logs["seconds"] = time.perf_counter() - begin
+        self.history.append(logs)
+        return logs
+
+    def _phase(
+        self,
+        source: Source,
+        epochs: int,
+        callbacks: Sequence[Any],
+        estimator: object,
+        verbose: bool,
+    ) -> None:
+        name = {"pretrain": "pretraining", "train": "training"}[self.phase]
+        with tqdm(total=epochs, initial=self.epoch, desc=name) if verbose else nullcontext() as bar:
+            while self.epoch < epochs:
+                logs = self.one_epoch(source)
+                if bar is not None:
+                    bar.set_postfix(loss=f"{logs['loss']:.4g}", refresh=False)
+                    bar.update()
+                stops = [callback.on_epoch_end(estimator, self.epoch, logs) for callback in callbacks]
+                if any(stop is True for stop in stops):
+                    break
+
+    def _adam(self, lr: float) -> torch.optim.Adam:
+        networks = self.networks
+        if self.phase == "pretrain":
+            modules = (networks.encoder, networks.mean, networks.decoder)
+            self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        else:
+            self.parameters = [p for p in networks.parameters() if p.requires_grad]
+        return torch.optim.Adam(self.parameters, lr=lr, fused=True)
+
+    def _batches(self, source: Source) -> Iterator[tuple[Tensor, Tensor]]:
+        batches: Iterator[tuple[Tensor, Tensor]] = source.epoch(self.options.batch_size, self.generator)
+        return batches
+
+    def _pretraining_epoch(self, source: Source, epoch: int) -> dict[str, Any]:
+        networks, kind = self.networks.train(), self.options.kind
+        sums = _Sums(self, ("loss",), epoch)
+        for x, _ in self._batches(source):
+            loss = _losses.pretraining(networks.decoder(networks.latent(x)), x.flatten(1), kind)
+            self._step(loss, loss.detach()[None], len(x), sums)
+        return {"phase": "pretrain", "epoch": epoch, **sums.read(), "lr": PRETRAINING_LR}
+
+    def _training_epoch(self, source: Source, epoch: int) -> dict[str, Any]:
+        networks, options = self.networks.train(), self.options
+        weights, cluster_weight = options.weights(), options.cluster_weight(epoch)
+        lr = options.learning_rate(epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        names = ["loss", "reconstruction", "cluster"]
+        if options.mutual_information:
+            names += ["mutual_information"] + ["adversarial"] * bool(options.adversarial)
+        names += ["locality"] * bool(options.locality)
+        sums = _Sums(self, names, epoch)
+        occupancy = torch.zeros(options.n_clusters, dtype=torch.float64, device=sums.device)
+        rows = 0
+        for x, x_neg in self._batches(source):
+            noise = self._noise(x, networks.n_latent)
+            loss, terms, a = _losses.total(networks, x, x_neg, noise, weights, cluster_weight)
+            with torch.no_grad():
+                occupancy += a.softmax(1).sum(0)
+                values = torch.stack([loss, *terms.values()])
+            self._step(loss, values, len(x), sums)
+            rows += len(x)
+        logs = {"phase": "train", "epoch": epoch, **sums.read(), "lr": lr, "cluster_weight": cluster_weight}
+        logs["occupancy"] = (occupancy / max(rows, 1)).tolist()
+        return logs
+
+    def _noise(self, x: Tensor, n_latent: int) -> tuple[Tensor, ...]:
+        normal = torch.randn(2, len(x), n_latent, generator=self.generator)
+        noise = tuple(normal.to(x.device, x.dtype).unbind())
+        if self.options.adversarial:
+            uniform = torch.rand(x.shape, generator=self.generator).mul_(2).sub_(1)
+            noise = (*noise, uniform.to(x.device, x.dtype))
+        return noise
+
+    def _step(self, loss: Tensor, values: Tensor, rows: int, sums: _Sums) -> None:
+        """Backward and Adam, which leaves all as it is if loss or gradient are not finite. Reads nothing back."""
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        self.optimizer.found_inf = sums.add(values, norm, rows)  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class _Sums:
+    """An epoch's sums of a step's values, and its non-finite steps, all on the device."""
+
+    def __init__(self, training: Training, names: Sequence[str], epoch: int) -> None:
+        self.training, self.names, self.epoch = training, names, epoch
+        self.device = training.parameters[0].device
+        count = len(names)
+        self.sums = torch.zeros(count + 2, dtype=torch.float64, device=self.device)  # values, gradient norm, rows
+        self.bad = torch.zeros(count + 1, device=self.device)
+        self.streaks = torch.tensor([float(training.streak), 0.0, 0.0], device=self.device)  # now, longest, steps
+
+    @torch.no_grad()
+    def add(self, values: Tensor, norm: Tensor, rows: int) -> Tensor:
+        """Adds a step; returns 1 if it was not finite, 0 if it was."""
+        step = torch.cat([values, norm[None]])
+        wrong = ~step.isfinite()
+        self.bad += wrong
+        found = wrong.any().float()
+        streak = (self.streaks[0] + 1) * found
+        self.streaks = torch.stack([streak, torch.maximum(streak, self.streaks[1]), self.streaks[2] + found])
+        self.sums[:-1] += torch.where(wrong.any(), 0, step) * rows
+        self.sums[-1] += (1 - found) * rows
+        return found
+
+    def read(self) -> dict[str, float]:
+        """The means; raises FloatingPointError after too many non-finite steps in a row."""
+        streak, longest, steps = self.streaks.tolist()
+        self.training.streak = int(streak)
+        self.training.nonfinite_steps += int(steps)
+        if longest >= PATIENCE:
+            bad = self.bad.tolist()
+            guilty = next((name for name, count in zip(self.names[1:], bad[1:-1], strict=True) if count), None)
+            term = guilty or ("loss" if bad[0] else "gradient")
+            raise FloatingPointError(
+                f"epoch {self.epoch} of phase {self.training.phase!r}: the {term} was not finite in {int(longest)} "
+                "steps in a row; lower `lr`, or scale the data"
+            )
+        *sums, rows = self.sums.tolist()
+        names = (*self.names, "gradient_norm")
+        return {name: value / rows if rows else float("nan") for name, value in zip(names, sums, strict=True)}

@@ -1,0 +1,29 @@
+"""What scikit-learn demands of an estimator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from vade_robust import RobustVaDE, VaDE
+
+SMALL: dict[str, Any] = {"n_clusters": 3, "hidden": (16,), "pretrain_epochs": 2, "epochs": 3}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@parametrize_with_checks([RobustVaDE(**SMALL), VaDE(**SMALL)])
+def test_scikit_learn_has_no_complaint(estimator: Any, check: Any) -> None:
+    if "sparse" in check.func.__name__:  # it demands as many probabilities as the y that it passes has classes
+        estimator.set_params(n_clusters=4)
+    check(estimator)
