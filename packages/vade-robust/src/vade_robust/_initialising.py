@@ -14,6 +14,8 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ._networks import Networks
 
 VARIANCE_FLOOR = 1e-6
@@ -55,26 +57,30 @@ def centers(embedded: Tensor, n_clusters: int, seed: int, *, n_init: int = 10) -
 
 
 class Reservoir:
-    """A uniform sample of at most RESERVOIR of the rows that were added (Vitter's algorithm R), on the CPU."""
+    """A uniform sample of at most RESERVOIR of the prepared rows that were added (Vitter's algorithm R), on the CPU."""
 
     def __init__(self, seed: int, capacity: int = RESERVOIR) -> None:
         self.capacity, self.seen = capacity, 0
         self.random = np.random.RandomState(seed)
-        self.rows: Tensor | None = None
+        self.kept: Tensor | None = None
 
     def add(self, x: Tensor) -> None:
         """Adds the rows of x (b, *shape)."""
         x = x.cpu()
-        if self.rows is None:
-            self.rows = x.new_empty(0, *x.shape[1:])
-        free = self.capacity - len(self.rows)
+        kept = x[:0] if self.kept is None else self.kept
+        free = self.capacity - len(kept)
         if free:
-            self.rows = torch.cat([self.rows, x[:free]])
+            kept = torch.cat([kept, x[:free]])
             self.seen += len(x[:free])
             x = x[free:]
         if len(x):
             slots = self.random.randint(0, np.arange(self.seen + 1, self.seen + len(x) + 1))
+            taken = np.flatnonzero(slots < self.capacity)
+            kept.numpy()[slots[taken]] = x.numpy()[taken]  # of rows for the same slot the last stays
             self.seen += len(x)
-            for row, slot in enumerate(slots):
-                if slot < self.capacity:
-                    self.rows[slot] = x[row]
+        self.kept = kept
+
+    def in_order(self, size: int) -> Iterator[Tensor]:
+        """The rows that were kept, `size` at a time."""
+        assert self.kept is not None
+        return iter(self.kept.split(size))

@@ -35,39 +35,43 @@ class Weights:
     exact_perplexity: bool = False
 
 
-def reconstruction(output: Tensor, x: Tensor, kind: str) -> Tensor:
+def reconstruction(output: Tensor, x: Tensor, kind: str, rows: float) -> Tensor:
     """Negative log-likelihood of x [b, P], the mean over rows of the sum over features: of Bernoulli variables with
-    logits `output`, or of Gaussian ones of unit variance around it, without the constant."""
+    logits `output`, or of Gaussian ones of unit variance around it, without the constant.
+
+    Here and below `rows` is b, or with several processes what makes the mean over them that of the whole batch.
+    """
     if kind == "bernoulli":
         total = functional.binary_cross_entropy_with_logits(output, x, reduction="sum")
     else:
         total = 0.5 * functional.mse_loss(output, x, reduction="sum")
-    return total / x.shape[0]
+    return total / rows
 
 
-def pretraining(output: Tensor, x: Tensor, kind: str) -> Tensor:
+def pretraining(output: Tensor, x: Tensor, kind: str, rows: float) -> Tensor:
     """Mean squared error of the reconstruction of x [b, P]."""
-    return functional.mse_loss(output.sigmoid() if kind == "bernoulli" else output, x)
+    mean = output.sigmoid() if kind == "bernoulli" else output
+    return functional.mse_loss(mean, x, reduction="sum") / (rows * x.shape[1])
 
 
-def cluster_exact(lv: Tensor, lse: Tensor) -> Tensor:
+def cluster_exact(lv: Tensor, lse: Tensor, rows: float) -> Tensor:
     """KL(q(z, c|x) || p(z, c)) with the optimal q(c|x) = softmax(a), from lv [b, D] and the logsumexp of a [b]."""
-    return -lse.mean() - _entropy(lv)
+    return -(lse.sum() + _entropy(lv)) / rows
 
 
-def cluster_sampled(lv: Tensor, a: Tensor, a_z: Tensor, *, floor: bool = False) -> Tensor:
+def cluster_sampled(lv: Tensor, a: Tensor, a_z: Tensor, rows: float, *, floor: bool = False) -> Tensor:
     """The same with the papers' q(c|x): the posterior of one draw z', whose scores a_z are log pi_c + log N(z')."""
     log_gamma = (torch.logaddexp(a_z, a_z.new_tensor(FLOOR)) if floor else a_z).log_softmax(1)
-    return (log_gamma.exp() * (log_gamma - a)).sum(1).mean() - _entropy(lv)
+    return ((log_gamma.exp() * (log_gamma - a)).sum() - _entropy(lv)) / rows
 
 
 def _entropy(lv: Tensor) -> Tensor:
-    return 0.5 * (lv.mean(0).sum() + lv.shape[1] * (1 + LOG_2PI))
+    return 0.5 * (lv.sum() + lv.numel() * (1 + LOG_2PI))
 
 
-def mutual_information(positive: Tensor, negative: Tensor) -> Tensor:
+def mutual_information(positive: Tensor, negative: Tensor, rows: float) -> Tensor:
     """0.5 mean[softplus(-T(z', x)) + softplus(T(z', x_neg))]: minus the Jensen-Shannon bound, up to a constant."""
-    return 0.5 * (functional.softplus(-positive) + functional.softplus(negative)).mean()
+    return 0.5 * (functional.softplus(-positive) + functional.softplus(negative)).sum() / rows
 
 
 def perplexity_of(rows: int, perplexity: float | str, *, exact: bool = False) -> float:
@@ -89,7 +93,7 @@ def locality(mu: Tensor, y: Tensor, perplexity: float, exaggeration: float = 1.0
     return kl
 
 
-def adversarial(networks: Networks, x: Tensor, z: Tensor, noise: Tensor, weights: Weights) -> Tensor:
+def adversarial(networks: Networks, x: Tensor, z: Tensor, noise: Tensor, eps: float, rows: float) -> Tensor:
     """0.5 mean[softplus(-T(z', x_adv)) + softplus(-T(mu(x_adv), x))] with rows x_adv that lower what T knows of x.
 
     x~ = x + eps noise with noise uniform in [-1, 1]; x_adv = x~ + eps sign grad softplus(-T(mu(x~), x)), clipped to the
@@ -97,12 +101,8 @@ def adversarial(networks: Networks, x: Tensor, z: Tensor, noise: Tensor, weights
     """
     discriminator = networks.discriminator
     assert discriminator is not None
-    eps = weights.adversarial
     flat = x.flatten(1)
-    if weights.kind == "bernoulli":
-        lowest, highest = torch.zeros_like(x[:1]), torch.ones_like(x[:1])
-    else:
-        lowest, highest = x.amin(0, keepdim=True), x.amax(0, keepdim=True)
+    lowest, highest = (limit.to(x).view(x.shape[1:]) for limit in (networks.low, networks.high))
     low, high = torch.maximum(x - eps, lowest), torch.minimum(x + eps, highest)
     start = (x + eps * noise).requires_grad_()
     wrong = functional.softplus(-discriminator(networks.latent(start), flat)).sum()
@@ -111,7 +111,7 @@ def adversarial(networks: Networks, x: Tensor, z: Tensor, noise: Tensor, weights
         attacked = torch.clamp(start + eps * gradient.sign(), low, high)
     first = functional.softplus(-discriminator(z, attacked.flatten(1)))
     second = functional.softplus(-discriminator(networks.latent(attacked), flat))
-    return 0.5 * (first + second).mean()
+    return 0.5 * (first + second).sum() / rows
 
 
 def total(
@@ -122,33 +122,36 @@ def total(
     weights: Weights,
     cluster_weight: float = 1.0,
     exaggeration: float = 1.0,
+    rows: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """L of a batch, its unweighted terms, and the scores a [b, K] whose softmax is q(c|x).
 
     `noise` is two standard normal draws [b, D], the decoder's and that of the other terms, and with `adversarial` a
     uniform one in [-1, 1] of the shape of x. The terms of weight 0 are left out.
     """
+    rows = len(x) if rows is None else rows
     flat = x.flatten(1)
     mu, lv = networks.encode(x)
     deviation = (0.5 * lv).exp()
-    terms = {
-        "reconstruction": reconstruction(networks.decoder(torch.addcmul(mu, deviation, noise[0])), flat, weights.kind)
-    }
+    decoded = networks.decoder(torch.addcmul(mu, deviation, noise[0]))
     z = torch.addcmul(mu, deviation, noise[1])
     mixture = networks.mixture()
     a, lse = _ops.mixture_scores(mu, lv, *mixture)
+    terms = {"reconstruction": reconstruction(decoded, flat, weights.kind, rows)}
     if weights.posterior == "exact":
-        terms["cluster"] = cluster_exact(lv, lse)
+        terms["cluster"] = cluster_exact(lv, lse, rows)
     else:
-        terms["cluster"] = cluster_sampled(lv, a, _ops.mixture_scores(z, None, *mixture)[0], floor=weights.floor)
+        a_z = _ops.mixture_scores(z, None, *mixture)[0]
+        terms["cluster"] = cluster_sampled(lv, a, a_z, rows, floor=weights.floor)
     loss = terms["reconstruction"] + cluster_weight * terms["cluster"]
     if weights.mutual_information:
         assert networks.discriminator is not None
         assert x_neg is not None
-        terms["mutual_information"] = mutual_information(*networks.discriminator.pair(z, flat, x_neg.flatten(1)))
+        pair = networks.discriminator.pair(z, flat, x_neg.flatten(1))
+        terms["mutual_information"] = mutual_information(*pair, rows)
         loss = loss + weights.mutual_information * terms["mutual_information"]
         if weights.adversarial:
-            terms["adversarial"] = adversarial(networks, x, z, noise[2], weights)
+            terms["adversarial"] = adversarial(networks, x, z, noise[2], weights.adversarial, rows)
             loss = loss + weights.mutual_information * terms["adversarial"]
     if weights.locality:
         perplexity = perplexity_of(x.shape[0], weights.perplexity, exact=weights.exact_perplexity)

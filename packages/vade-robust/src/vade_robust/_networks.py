@@ -98,8 +98,9 @@ class Networks(nn.Module):
 
     `encoder` maps rows (b, *shape) to (b, H); `mean` and `log_variance` are linear heads of H to D; `decoder` maps
     (b, D) to (b, P), logits where the reconstruction is bernoulli; `discriminator` and the map `t_encoder` are None
-    without their terms. `logits` [K], `centers` and `log_scales` [K, D] are the mixture. Buffers: `shift` [P] and
-    `scale`, by which rows were prepared, and `assign_centers` [K, D], the map's centres, NaN before they are fitted.
+    without their terms. `logits` [K], `centers` and `log_scales` [K, D] are the mixture. Buffers: `shift`, `low`
+    and `high` [P] and `scale`, by which rows are prepared, and `assign_centers` [K, D], the map's centres, NaN before
+    they are fitted.
     """
 
     def __init__(
@@ -143,9 +144,13 @@ class Networks(nn.Module):
         self.log_scales = nn.Parameter(torch.zeros(n_clusters, n_latent))
         self.shift: Tensor
         self.scale: Tensor
+        self.low: Tensor
+        self.high: Tensor
         self.assign_centers: Tensor
-        self.register_buffer("shift", torch.zeros(n_features))
-        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("shift", torch.zeros(n_features, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+        self.register_buffer("low", torch.zeros(n_features))
+        self.register_buffer("high", torch.ones(n_features))
         self.register_buffer("assign_centers", torch.full((n_clusters, n_latent), math.nan))
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,12 +12,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import _initialising, _losses
+from ._standin import Blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from ._data import Batch, Source
     from ._networks import Networks
-    from ._standin import Dense as Source
 
 PRETRAINING_LR = 1e-3
 DECAY, DECAY_EVERY = 0.95, 10
@@ -87,17 +88,21 @@ class Training:
         verbose: bool = False,
     ) -> None:
         """Goes on to the end: pretraining, the mixture's start, training."""
-        if self.phase == "pretrain":
-            self._phase(source, self.options.pretrain_epochs, callbacks, estimator, verbose)
-            self.initialise(source)
+        self.prepare(source, callbacks, estimator=estimator, verbose=verbose)
         if self.phase == "train":
             self._phase(source, self.options.epochs, callbacks, estimator, verbose)
             self.phase = "done"
 
+    def prepare(
+        self, source: Source, callbacks: Sequence[Any] = (), *, estimator: object = None, verbose: bool = False
+    ) -> None:
+        """Goes on to where training begins: pretraining, the mixture's start."""
+        if self.phase == "pretrain":
+            self._phase(source, self.options.pretrain_epochs, callbacks, estimator, verbose)
+            self.initialise(source)
+
     def initialise(self, source: Source) -> None:
         """Starts the mixture from a GMM on the latent means; training begins."""
-        from ._standin import Blocks
-
         parameters = _initialising.mixture(Blocks(self.networks, source).latent(), self.options.n_clusters, self.seed())
         _initialising.set_mixture(self.networks, parameters, head=self.options.prepared_head)
         self.phase, self.epoch = "train", 0
@@ -144,16 +149,16 @@ class Training:
             self.parameters = [p for p in networks.parameters() if p.requires_grad]
         return torch.optim.Adam(self.parameters, lr=lr, fused=True)
 
-    def _batches(self, source: Source) -> Iterator[tuple[Tensor, Tensor]]:
-        batches: Iterator[tuple[Tensor, Tensor]] = source.epoch(self.options.batch_size, self.generator)
-        return batches
+    def _batches(self, source: Source) -> Iterator[Batch]:
+        return source.epoch(self.options.batch_size, self.generator)
 
     def _pretraining_epoch(self, source: Source, epoch: int) -> dict[str, Any]:
         networks, kind = self.networks.train(), self.options.kind
         sums = _Sums(self, ("loss",), epoch)
-        for x, _ in self._batches(source):
-            loss = _losses.pretraining(networks.decoder(networks.latent(x)), x.flatten(1), kind)
-            self._step(loss, loss.detach()[None], len(x), sums)
+        for batch in self._batches(source):
+            x = batch.x
+            loss = _losses.pretraining(networks.decoder(networks.latent(x)), x.flatten(1), kind, batch.rows)
+            self._step(loss, loss.detach()[None], batch.rows, sums)
         return {"phase": "pretrain", "epoch": epoch, **sums.read(), "lr": PRETRAINING_LR}
 
     def _training_epoch(self, source: Source, epoch: int) -> dict[str, Any]:
@@ -169,23 +174,25 @@ class Training:
         sums = _Sums(self, names, epoch)
         occupancy = torch.zeros(options.n_clusters, dtype=torch.float64, device=sums.device)
         rows = 0
-        for x, x_neg in self._batches(source):
-            noise = self._noise(x, networks.n_latent)
-            loss, terms, a = _losses.total(networks, x, x_neg, noise, weights, cluster_weight)
+        for batch in self._batches(source):
+            noise = self._noise(batch, networks.n_latent)
+            loss, terms, a = _losses.total(networks, batch.x, batch.negative, noise, weights, cluster_weight)
             with torch.no_grad():
                 occupancy += a.softmax(1).sum(0)
                 values = torch.stack([loss, *terms.values()])
-            self._step(loss, values, len(x), sums)
-            rows += len(x)
+            self._step(loss, values, batch.rows, sums)
+            rows += batch.rows
         logs = {"phase": "train", "epoch": epoch, **sums.read(), "lr": lr, "cluster_weight": cluster_weight}
         logs["occupancy"] = (occupancy / max(rows, 1)).tolist()
         return logs
 
-    def _noise(self, x: Tensor, n_latent: int) -> tuple[Tensor, ...]:
-        normal = torch.randn(2, len(x), n_latent, generator=self.generator)
+    def _noise(self, batch: Batch, n_latent: int) -> tuple[Tensor, ...]:
+        """This process's part of the noise that is drawn for the whole batch."""
+        x, part = batch.x, batch.part
+        normal = torch.randn(2, batch.rows, n_latent, generator=self.generator)[:, part]
         noise = tuple(normal.to(x.device, x.dtype).unbind())
         if self.options.adversarial:
-            uniform = torch.rand(x.shape, generator=self.generator).mul_(2).sub_(1)
+            uniform = torch.rand(batch.rows, *x.shape[1:], generator=self.generator)[part].mul_(2).sub_(1)
             noise = (*noise, uniform.to(x.device, x.dtype))
         return noise
 

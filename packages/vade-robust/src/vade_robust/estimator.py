@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from sklearn.utils import ClassifierTags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from . import _diagnostics, _initialising, _ops, _standin
+from . import _data, _diagnostics, _initialising, _ops, _standin, _validation
 from ._networks import build
 from ._training import Options, Training
 
@@ -22,32 +23,10 @@ if TYPE_CHECKING:
     import numpy as np
     from typing_extensions import Self
 
+    from ._data import Source
     from ._networks import Networks
 
 __all__ = ["RobustVaDE", "VaDE"]
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "lpvdn": {
-        "reconstruction": "bernoulli",
-        "posterior": "sampled",
-        "mutual_information": 1.0,
-        "locality": 1e-4,
-        "perplexity": "auto",
-        "assign": "embedding",
-        "adversarial": 0.0,
-        "warmup": 0.0,
-    },
-    "vade": {
-        "posterior": "sampled",
-        "mutual_information": 0.0,
-        "locality": 0.0,
-        "assign": "mixture",
-        "adversarial": 0.0,
-        "warmup": 0.0,
-    },
-}
-"""What a preset sets; besides, both leave the log-variance head untouched and log variances unclamped, and "lpvdn" adds
-the floor of 1e-10 and takes a perplexity of exactly a hundredth of the batch."""
 
 
 class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, DensityMixin, BaseEstimator):
@@ -55,6 +34,11 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 
     labels_: np.ndarray[Any, Any]
     module_: Networks
+    _training: Training
+    _preparation: _data.Preparation
+    _reservoir: _initialising.Reservoir | None
+    _fitted_assign: str
+    _seed: int
 
     def __init__(
         self,
@@ -117,19 +101,37 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 
     @property
     def _n_features_out(self) -> int:
-        return int(self.module_.n_latent)
+        return self.module_.n_latent
 
     def fit(self, X: Any, y: object = None, *, resume: str | os.PathLike[str] | None = None) -> Self:
         """Trains on the rows of X; y is ignored."""
-        with self._unchanged_if_it_fails(), self._threads():
-            settings = self._settings()
-            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-            source, shift, scale = _standin.source(
-                self, X, self._device(), reset=True, reconstruction=settings["reconstruction"]
-            )
-            self._start(source, shift, scale, settings, seed)
-            self._training.run(source, self.callbacks, estimator=self, verbose=self.verbose)
-            self._finish(source)
+        with self._unchanged_if_it_fails():
+            settings = _validation.parameters(self)
+            with self._threads():
+                source = self._start(X, settings)
+                self._training.run(source, settings["callbacks"], estimator=self, verbose=bool(self.verbose))
+                self._finish(source, source)
+        return self
+
+    def partial_fit(self, X: Any, y: object = None) -> Self:
+        """Trains for one epoch on the rows of X, the first time after pretraining on them; y is ignored."""
+        with self._unchanged_if_it_fails():
+            settings = _validation.parameters(self)
+            with self._threads():
+                if hasattr(self, "module_"):
+                    self._training = copy.deepcopy(self._training)
+                    self.module_ = self._training.networks
+                    self._reservoir = copy.deepcopy(self._reservoir)
+                    source = self._source(X)
+                else:
+                    source = self._start(X, settings)
+                    self._training.prepare(source, settings["callbacks"], estimator=self, verbose=bool(self.verbose))
+                if self._reservoir is None:
+                    self._reservoir = _initialising.Reservoir(self._training.seed())
+                self._training.one_epoch(source)
+                for x in source.in_order():
+                    self._reservoir.add(x)
+                self._finish(source, self._reservoir)
         return self
 
     def fit_predict(self, X: Any, y: object = None, **params: Any) -> Any:
@@ -141,20 +143,20 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 
     def predict(self, X: Any, *, assign: str | None = None) -> Any:
         """The cluster of each row."""
-        return self._answer(X, lambda source: self._probabilities(source, assign).argmax(1).int())
+        return self._answer(X, lambda source: self._probabilities(source, self._assign(assign)).argmax(1).int())
 
     def predict_proba(self, X: Any, *, assign: str | None = None) -> Any:
         """Membership of each row in each cluster."""
-        return self._answer(X, lambda source: self._probabilities(source, assign))
+        return self._answer(X, lambda source: self._probabilities(source, self._assign(assign)))
 
     def transform(self, X: Any, *, space: str | None = None) -> Any:
         """The rows in the map or in the latent space."""
-        check_is_fitted(self)
-        space = space or ("latent" if self._assign() == "mixture" else "embedding")
 
         def place(source: Any) -> Tensor:
             blocks = _standin.Blocks(self.module_, source)
-            return blocks.latent() if space == "latent" else blocks.embedding()
+            where = self._space(space)
+            placed: Tensor = blocks.latent() if where == "latent" else blocks.embedding()
+            return placed
 
         return self._answer(X, place)
 
@@ -171,113 +173,123 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
         """The mean of `score_samples`; y is ignored."""
         return float(self.score_samples(X).mean())
 
-    def _answer(self, X: Any, work: Callable[[Any], Tensor]) -> Any:
+    def _answer(self, X: Any, work: Callable[[Source], Tensor]) -> Any:
         check_is_fitted(self)
         with self._threads(), torch.no_grad():
-            source, _, _ = _standin.source(self, X, self.module_.logits.device, reset=False, reconstruction="")
-            result = work(source)
-        return result.cpu().numpy() if source.as_tensor is None else result.to(source.as_tensor)
+            source = self._source(X)
+            return _data.output(work(source), source)
 
-    def _probabilities(self, source: Any, assign: str | None) -> Tensor:
-        assign = assign or self._assign()
+    def _source(self, X: Any) -> Source:
+        """The rows of X as those that were fitted."""
+        source = _data.source(self, X, device=self.module_.logits.device, shape=self.module_.shape)
+        source.use(self._preparation)
+        return source
+
+    def _assign(self, assign: str | None = None) -> str:
+        """The assignment that was asked for, or that of the fit."""
+        if assign is None:
+            return self._fitted_assign
+        _validation.option("assign", assign, ("embedding", "mixture"))
+        if assign == "embedding" and self.module_.t_encoder is None:
+            raise ValueError("assign='embedding' needs the map that locality trains, and this estimator has locality=0")
+        return assign
+
+    def _space(self, space: str | None) -> str:
+        if space is None:
+            return "latent" if self._fitted_assign == "mixture" else "embedding"
+        _validation.option("space", space, ("embedding", "latent"))
+        if space == "embedding" and self.module_.t_encoder is None:
+            raise ValueError("space='embedding' needs the map that locality trains, and this estimator has locality=0")
+        return space
+
+    def _probabilities(self, source: Any, assign: str) -> Tensor:
         blocks = _standin.Blocks(self.module_, source)
         if assign == "embedding":
             return self._near(blocks.embedding())
         return self.module_.scores(*blocks.both())[0].softmax(1)
 
     def _near(self, embedded: Tensor) -> Tensor:
-        near = 1 / (1 + _ops.squared_distances(embedded, self.module_.assign_centers))
-        return near / near.sum(1, keepdim=True)  # type: ignore[no-any-return]
+        near: Tensor = 1 / (1 + _ops.squared_distances(embedded, self.module_.assign_centers))
+        return near / near.sum(1, keepdim=True)
 
-    def _settings(self) -> dict[str, Any]:
-        """The parameters that count, those of the preset among them."""
-        names = (
-            "n_clusters",
-            "n_latent",
-            "hidden",
-            "encoder",
-            "reconstruction",
-            "mutual_information",
-            "locality",
-            "perplexity",
-            "posterior",
-            "assign",
-            "adversarial",
-            "pretrain_epochs",
-            "epochs",
-            "batch_size",
-            "lr",
-            "warmup",
-            "preset",
-        )
-        settings = {name: getattr(self, name) for name in names}
-        if settings["preset"] is not None:
-            settings |= PRESETS[settings["preset"]]
-        return settings
-
-    def _assign(self) -> str:
-        return str(self._settings()["assign"])
-
-    def _start(self, source: Any, shift: Tensor, scale: Tensor, settings: dict[str, Any], seed: int) -> None:
+    def _start(self, X: Any, settings: dict[str, Any]) -> Source:
+        """All checks, then new networks and a new training."""
+        device = _validation.device(self.device)
+        source = _data.source(self, X, device=device)
+        preparation = _data.prepare(source, settings["reconstruction"])
+        _validation.fit(settings, source)
         preset = settings["preset"]
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         networks = build(
             seed,
             source.shape,
             n_clusters=settings["n_clusters"],
             n_latent=settings["n_latent"],
-            hidden=tuple(settings["hidden"]),
+            hidden=settings["hidden"],
             encoder=settings["encoder"],
             mutual_information=settings["mutual_information"] > 0,
             locality=settings["locality"] > 0,
             clamp=preset is None,
         )
-        networks.shift.copy_(shift)
-        networks.scale.copy_(scale)
-        fields = Options.__dataclass_fields__
+        for name, value in preparation.tensors().items():
+            networks.get_buffer(name).copy_(value)
+        networks.to(device)
         options = Options(
-            kind=source.kind,
+            kind=preparation.kind,
             prepared_head=preset is None,
             floor=preset == "lpvdn",
             exact_perplexity=preset == "lpvdn",
-            **{name: value for name, value in settings.items() if name in fields},
+            **{name: value for name, value in settings.items() if name in Options.__dataclass_fields__},
         )
-        self._seed = seed
-        self.module_ = networks.to(self._device())
+        for name in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
+            delattr(self, name)
+        self.n_features_in_ = source.n_features
+        if source.feature_names is not None:
+            self.feature_names_in_ = source.feature_names
+        self._preparation = preparation
+        self._fitted_assign = settings["assign"]
+        self._reservoir = None
         self._training = Training(networks, options, seed)
+        self._seed = seed
+        self.module_ = networks
+        return source
 
-    def _finish(self, source: Any) -> None:
-        training, networks = self._training, self._training.networks
+    def _finish(self, source: Source, sample: Source | _initialising.Reservoir) -> None:
+        """The centres and all that is said of the fit, from rows that stand for all, and the labels of the source."""
+        training, networks = self._training, self.module_
         networks.eval()
-        blocks = _standin.Blocks(networks, source)
+        blocks = _standin.Blocks(networks, sample)
         with torch.no_grad():
             mu, lv = blocks.both()
             a = networks.scores(mu, lv)[0]
-            labels = {"mixture": a.softmax(1).argmax(1).int()}
+            mixture_labels = a.softmax(1).argmax(1).int()
+            embedding_labels = None
             if networks.t_encoder is not None:
                 embedded = blocks.embedding()
-                networks.assign_centers.copy_(
-                    _initialising.centers(embedded, training.options.n_clusters, training.seed())
-                )
-                labels["embedding"] = self._near(embedded).argmax(1).int()
+                n_clusters = training.options.n_clusters
+                networks.assign_centers.copy_(_initialising.centers(embedded, n_clusters, training.seed()))
+                embedding_labels = self._near(embedded).argmax(1).int()
             log_weights, means, log_variances = networks.mixture()
-        self.labels_ = labels[self._assign()].cpu().numpy()
+            if not source.ordered:
+                labels = None
+            elif sample is not source:
+                labels = self._probabilities(source, self._fitted_assign).argmax(1).int()
+            else:
+                labels = embedding_labels if self._fitted_assign == "embedding" else mixture_labels
+        if labels is not None:
+            self.labels_ = labels.cpu().numpy()
         self.weights_ = log_weights.exp().cpu().numpy()
         self.means_ = means.detach().cpu().numpy()
-        self.covariances_ = log_variances.exp().cpu().numpy()
-        self.cluster_centers_ = (
-            networks.assign_centers.cpu().numpy() if self._assign() == "embedding" else self.means_.copy()
-        )
+        self.covariances_ = log_variances.detach().exp().cpu().numpy()
+        self.cluster_centers_ = self.means_.copy()
+        if self._fitted_assign == "embedding":
+            self.cluster_centers_ = networks.assign_centers.cpu().numpy().copy()
         self.n_iter_ = training.epoch
         self.history_ = training.history
         self.diagnostics_ = _diagnostics.diagnostics(
-            mu, a, log_weights.exp(), labels["mixture"], labels.get("embedding"), training.nonfinite_steps
+            mu, a, log_weights.exp(), mixture_labels, embedding_labels, training.nonfinite_steps
         )
         _diagnostics.warn_of_collapse(self.diagnostics_["collapse"], training.options.n_clusters)
-
-    def _device(self) -> torch.device:
-        if self.device is None:
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
 
     @contextmanager
     def _unchanged_if_it_fails(self) -> Iterator[None]:
@@ -295,8 +307,7 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
             yield
             return
         before = torch.get_num_threads()
-        wanted = self.n_jobs if self.n_jobs > 0 else max(1, (os.cpu_count() or 1) + 1 + self.n_jobs)
-        torch.set_num_threads(wanted)
+        torch.set_num_threads(self.n_jobs if self.n_jobs > 0 else max(1, (os.cpu_count() or 1) + 1 + self.n_jobs))
         try:
             yield
         finally:
