@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from harness import (
     Contestant,
@@ -24,10 +23,8 @@ from harness import (
     within_twice,
 )
 from material import PACKAGES as PACKAGES
-from scipy.spatial.distance import squareform
+from plain import affinities, divergence
 from sklearn.cluster import KMeans
-from sklearn.manifold._t_sne import _joint_probabilities
-from sklearn.metrics import pairwise_distances
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
@@ -48,29 +45,19 @@ def normal(*size: int, seed: int = 0) -> Tensor:
 # --- t-SNE inside the batch ---
 
 
-def affinities(x: Tensor, perplexity: float) -> Tensor:
-    """P as the authors' code makes it in every step."""
-    distances = pairwise_distances(x.numpy(), metric="euclidean", squared=True)
-    return torch.from_numpy(squareform(_joint_probabilities(distances, perplexity, 0)).astype(np.float32))
-
-
-def divergence(y: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(P || Q) and its gradient, written down and left to autograd."""
-    y = y.detach().requires_grad_()
-    weights = 1 / (1 + (y[:, None] - y).square().sum(2))
-    weights = weights * (1 - torch.eye(len(y), dtype=y.dtype))
-    q = (weights / weights.sum()).clamp(min=1e-12)
-    kl = (p * (p.clamp(min=1e-12).log() - q.log())).sum()
-    return kl.detach(), torch.autograd.grad(kl, y)[0]
-
-
 def ours_tsne(x: Tensor, y: Tensor, perplexity: float) -> tuple[Tensor, Tensor]:
     kl, gradient = _ops.tsne_kl(y, _ops.tsne_affinities(x, perplexity))
     return kl, gradient
 
 
 def naive_tsne(x: Tensor, y: Tensor, perplexity: float) -> tuple[Tensor, Tensor]:
-    return divergence(y, affinities(x, perplexity))
+    return naive_map(y, affinities(x, perplexity))
+
+
+def naive_map(y: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    y = y.detach().requires_grad_()
+    kl = divergence(y, p)
+    return kl.detach(), torch.autograd.grad(kl, y)[0]
 
 
 def batch_of(rows: int) -> tuple[Tensor, Tensor, float]:
@@ -126,7 +113,7 @@ def memory(context: Context, outcome: Outcome) -> None:
     x, y, perplexity = batch_of(rows)
     matrix = rows * rows * 4
     outcome.about = outcome.about.format(rows=rows)
-    for name, work, target in ((OURS, ours_tsne, at_most(3.0)), (NAIVE, lambda *a: divergence(y, a[0]), None)):
+    for name, work, target in ((OURS, ours_tsne, at_most(3.0)), (NAIVE, lambda *a: naive_map(y, a[0]), None)):
         args = (x, y, perplexity) if target else (_ops.tsne_affinities(x, perplexity),)
         work(*args)
         peak = peak_memory(partial(work, *args))
