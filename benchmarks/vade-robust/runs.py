@@ -115,13 +115,8 @@ class Runs:
         self, name: str, data: Set, method: str, work: Method, settings: dict[str, Any], seed: int
     ) -> dict[str, Any]:
         """The run with these settings, made now if it was not before: scores by answer, CPU seconds, collapses."""
-        run: dict[str, Any] = {
-            "set": name,
-            "rows": data.X.shape[0],
-            "method": method,
-            "settings": settings,
-            "seed": seed,
-        }
+        run: dict[str, Any] = {"set": name, "rows": data.X.shape[0], "method": method, "settings": settings}
+        run["seed"] = seed
         if self.key(run) in self.runs:
             return self.runs[self.key(run)]
         start = time.process_time()
@@ -149,17 +144,9 @@ def rows_of(method: str, runs: Sequence[dict[str, Any]]) -> list[list[str]]:
         spread = f"{statistics.stdev(acc):.3f}" if len(acc) > 1 else ""
         means = [f"{statistics.mean(one[key] for one in found):.3f}" for key in ("nmi", "ari", "purity")]
         collapsed = "" if runs[0]["collapse"] is None else str(sum(run["collapse"] > 0 for run in runs))
+        seconds = f"{statistics.mean(run['seconds'] for run in runs):.0f}"
+        worst = f"{min(acc):.3f}"
         table.append(
-            [
-                method,
-                answer,
-                str(len(runs)),
-                f"{statistics.mean(acc):.3f}",
-                spread,
-                f"{min(acc):.3f}",
-                *means,
-                collapsed,
-            ]
-            + [f"{statistics.mean(run['seconds'] for run in runs):.0f}"]
+            [method, answer, str(len(runs)), f"{statistics.mean(acc):.3f}", spread, worst, *means, collapsed, seconds]
         )
     return table
