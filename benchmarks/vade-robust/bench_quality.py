@@ -136,10 +136,6 @@ def ablation(
         outcome.figures.append(Figure("accuracy gained, in points", OURS, method, "", value, low, high))
 
 
-def of(name: str, load: Callable[..., Set], *args: Any) -> Callable[[str | None], Set]:
-    return lambda data: load(data, *args)
-
-
 WORKLOADS: list[Workload] = [
     Study(
         "digits",
@@ -157,11 +153,11 @@ WORKLOADS: list[Workload] = [
     ),
     Study(
         "MNIST-10k",
-        "The first 10,000 training images, networks of the paper, 15 + 30 epochs.",
+        "The 10,000 test images, networks of the paper, 15 + 30 epochs.",
         partial(
             experiment,
             "MNIST-10k",
-            of("MNIST-10k", mnist, 10_000),
+            mnist,
             LARGE,
             {OURS: robust(), **SHRUNK},
             (1, 3, 5),

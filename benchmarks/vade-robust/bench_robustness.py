@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -108,7 +108,7 @@ WORKLOADS: list[Workload] = [
     Study(
         "MNIST-10k under attack",
         "1,000 images, as above.",
-        partial(curves, cache(lambda data: mnist(data, 10_000)), LARGE, (1, 1, 1)),
+        partial(curves, mnist, LARGE, (1, 1, 1)),
         FULL,
     ),
 ]

@@ -57,12 +57,11 @@ def digits() -> Set:
 
 
 @cache
-def mnist(data: str | None, rows: int | None = None) -> Set:
-    """All 70,000 images, or the first `rows` of those that its makers set aside for training."""
+def mnist(data: str | None, test: bool = True) -> Set:
+    """All 70,000 images, or the 10,000 that its makers set aside for tests."""
     with np.load(place(data, "images/mnist.npz")[0]) as archive:
-        X, y, test = archive["X"], archive["y"], archive["is_test"].astype(bool)
-    if rows is not None:
-        X, y = X[~test][:rows], y[~test][:rows]
+        keep = archive["is_test"].astype(bool) if test else slice(None)
+        X, y = archive["X"][keep], archive["y"][keep]
     return Set(X.reshape(len(X), -1), y.astype(np.int64))
 
 
