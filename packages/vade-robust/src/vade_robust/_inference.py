@@ -117,6 +117,12 @@ def sample(
     return rows, labels.to(torch.int32)
 
 
+def nearest(networks: Networks, embedded: Tensor) -> tuple[Tensor]:
+    """The nearest centre [b] of places on the map [b, D], int32: for `apply`."""
+    _, index = _ops.knn(embedded, networks.assign_centers, 1)
+    return (index[:, 0].to(torch.int32),)
+
+
 def block_rows(device: torch.device) -> int:
     """The rows of a block on a device: a constant, since other blocks give other last bits."""
     return ROWS if device.type == "cpu" else ROWS_OF_GPU
@@ -240,8 +246,7 @@ def _mixture_memberships(networks: Networks, x: Tensor) -> tuple[Tensor]:
 
 
 def _embedding_labels(networks: Networks, x: Tensor) -> tuple[Tensor]:
-    _, nearest = _ops.knn(_embedding(networks, x)[0], networks.assign_centers, 1)
-    return (nearest[:, 0].to(torch.int32),)
+    return nearest(networks, _embedding(networks, x)[0])
 
 
 def _embedding_memberships(networks: Networks, x: Tensor) -> tuple[Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import _initialising, _losses
-from ._standin import Blocks
+from ._inference import Blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

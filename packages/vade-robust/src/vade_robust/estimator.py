@@ -13,7 +13,8 @@ from sklearn.utils import ClassifierTags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from . import _data, _diagnostics, _initialising, _ops, _standin, _validation
+from . import _data, _diagnostics, _inference, _initialising, _validation
+from ._inference import Blocks
 from ._networks import build
 from ._training import Options, Training
 
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
     from ._networks import Networks
 
 __all__ = ["RobustVaDE", "VaDE"]
+
+
+def _described(networks: Networks, x: Tensor) -> tuple[Tensor, ...]:
+    """Latent means, scores and, where there is one, places on the map."""
+    mu, lv = networks.encode(x)
+    scores = networks.scores(mu, lv)[0]
+    return (mu, scores) if networks.t_encoder is None else (mu, scores, networks.embed(mu))
 
 
 class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, DensityMixin, BaseEstimator):
@@ -127,7 +135,7 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
                     source = self._start(X, settings)
                     self._training.prepare(source, settings["callbacks"], estimator=self, verbose=bool(self.verbose))
                 if self._reservoir is None:
-                    self._reservoir = _initialising.Reservoir(self._training.seed())
+                    self._reservoir = _initialising.Reservoir(source.shape, source.device, self._training.seed())
                 self._training.one_epoch(source)
                 for x in source.in_order():
                     self._reservoir.add(x)
@@ -143,41 +151,49 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 
     def predict(self, X: Any, *, assign: str | None = None) -> Any:
         """The cluster of each row."""
-        return self._answer(X, lambda source: self._probabilities(source, self._assign(assign)).argmax(1).int())
+        return self._answer(X, lambda blocks: blocks.labels(self._assign(assign)))
 
     def predict_proba(self, X: Any, *, assign: str | None = None) -> Any:
         """Membership of each row in each cluster."""
-        return self._answer(X, lambda source: self._probabilities(source, self._assign(assign)))
+        return self._answer(X, lambda blocks: blocks.memberships(self._assign(assign)))
 
     def transform(self, X: Any, *, space: str | None = None) -> Any:
         """The rows in the map or in the latent space."""
-
-        def place(source: Any) -> Tensor:
-            blocks = _standin.Blocks(self.module_, source)
-            where = self._space(space)
-            placed: Tensor = blocks.latent() if where == "latent" else blocks.embedding()
-            return placed
-
-        return self._answer(X, place)
+        return self._answer(X, lambda blocks: blocks.latent() if self._space(space) == "latent" else blocks.embedding())
 
     def score_samples(self, X: Any, *, n_samples: int = 16) -> Any:
         """A lower bound of each row's log-likelihood in nats."""
-        return self._answer(
-            X,
-            lambda source: _standin.score_samples(
-                self.module_, source, self._training.options.kind, n_samples, self._seed
-            ),
-        )
+        _validation.count("n_samples", n_samples)
+        return self._answer(X, lambda blocks: blocks.score_samples(n_samples))
 
     def score(self, X: Any, y: object = None) -> float:
         """The mean of `score_samples`; y is ignored."""
         return float(self.score_samples(X).mean())
 
-    def _answer(self, X: Any, work: Callable[[Source], Tensor]) -> Any:
+    def reconstruct(self, X: Any) -> Any:
+        """The rows as they are decoded from the means of their latents."""
+        return self._answer(X, lambda blocks: blocks.reconstruct())
+
+    def sample(self, n: int = 1, *, cluster: int | None = None) -> tuple[Any, Any]:
+        """New rows and the components that they come from."""
         check_is_fitted(self)
-        with self._threads(), torch.no_grad():
+        _validation.count("n", n)
+        n_clusters = len(self.module_.logits)
+        if cluster is not None:
+            _validation.count("cluster", cluster, 0)
+            if cluster >= n_clusters:
+                raise ValueError(f"cluster must be less than n_clusters={n_clusters}, got {cluster}")
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        with self._threads():
+            generator = torch.Generator().manual_seed(seed)
+            rows, labels = _inference.sample(self.module_, self._preparation, n, cluster, generator)
+        return rows.cpu().numpy(), labels.cpu().numpy()
+
+    def _answer(self, X: Any, work: Callable[[Blocks], Tensor]) -> Any:
+        check_is_fitted(self)
+        with self._threads():
             source = self._source(X)
-            return _data.output(work(source), source)
+            return _data.output(work(Blocks(self.module_, source)), source)
 
     def _source(self, X: Any) -> Source:
         """The rows of X as those that were fitted."""
@@ -201,16 +217,6 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
         if space == "embedding" and self.module_.t_encoder is None:
             raise ValueError("space='embedding' needs the map that locality trains, and this estimator has locality=0")
         return space
-
-    def _probabilities(self, source: Any, assign: str) -> Tensor:
-        blocks = _standin.Blocks(self.module_, source)
-        if assign == "embedding":
-            return self._near(blocks.embedding())
-        return self.module_.scores(*blocks.both())[0].softmax(1)
-
-    def _near(self, embedded: Tensor) -> Tensor:
-        near: Tensor = 1 / (1 + _ops.squared_distances(embedded, self.module_.assign_centers))
-        return near / near.sum(1, keepdim=True)
 
     def _start(self, X: Any, settings: dict[str, Any]) -> Source:
         """All checks, then new networks and a new training."""
@@ -257,30 +263,26 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
     def _finish(self, source: Source, sample: Source | _initialising.Reservoir) -> None:
         """The centres and all that is said of the fit, from rows that stand for all, and the labels of the source."""
         training, networks = self._training, self.module_
-        networks.eval()
-        blocks = _standin.Blocks(networks, sample)
+        n_clusters = training.options.n_clusters
+        mu, a, *rest = Blocks(networks, sample).map(_described)
+        mixture_labels = a.argmax(1).int()
+        embedding_labels = None
+        if rest:
+            networks.assign_centers.copy_(_initialising.centers(rest[0], n_clusters, training.seed()))
+            (embedding_labels,) = _inference.apply(networks, rest[0], _inference.nearest)
+        if not source.ordered:
+            labels = None
+        elif sample is not source:
+            labels = Blocks(networks, source).labels(self._fitted_assign)
+        else:
+            labels = embedding_labels if self._fitted_assign == "embedding" else mixture_labels
         with torch.no_grad():
-            mu, lv = blocks.both()
-            a = networks.scores(mu, lv)[0]
-            mixture_labels = a.softmax(1).argmax(1).int()
-            embedding_labels = None
-            if networks.t_encoder is not None:
-                embedded = blocks.embedding()
-                n_clusters = training.options.n_clusters
-                networks.assign_centers.copy_(_initialising.centers(embedded, n_clusters, training.seed()))
-                embedding_labels = self._near(embedded).argmax(1).int()
-            log_weights, means, log_variances = networks.mixture()
-            if not source.ordered:
-                labels = None
-            elif sample is not source:
-                labels = self._probabilities(source, self._fitted_assign).argmax(1).int()
-            else:
-                labels = embedding_labels if self._fitted_assign == "embedding" else mixture_labels
+            log_weights, means, log_variances = (x.detach() for x in networks.mixture())
         if labels is not None:
             self.labels_ = labels.cpu().numpy()
         self.weights_ = log_weights.exp().cpu().numpy()
-        self.means_ = means.detach().cpu().numpy()
-        self.covariances_ = log_variances.detach().exp().cpu().numpy()
+        self.means_ = means.cpu().numpy()
+        self.covariances_ = log_variances.exp().cpu().numpy()
         self.cluster_centers_ = self.means_.copy()
         if self._fitted_assign == "embedding":
             self.cluster_centers_ = networks.assign_centers.cpu().numpy().copy()
@@ -289,7 +291,7 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
         self.diagnostics_ = _diagnostics.diagnostics(
             mu, a, log_weights.exp(), mixture_labels, embedding_labels, training.nonfinite_steps
         )
-        _diagnostics.warn_of_collapse(self.diagnostics_["collapse"], training.options.n_clusters)
+        _diagnostics.warn_of_collapse(self.diagnostics_["collapse"], n_clusters)
 
     @contextmanager
     def _unchanged_if_it_fails(self) -> Iterator[None]:
