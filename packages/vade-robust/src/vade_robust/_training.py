@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import _initialising, _losses
 from ._inference import Blocks
+from ._networks import build
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,15 +24,22 @@ if TYPE_CHECKING:
 
 PRETRAINING_LR = 1e-3
 DECAY, DECAY_EVERY = 0.95, 10
+_PROGRESS = ("phase", "epoch", "history", "nonfinite_steps", "streak")
 PATIENCE = 10  # steps in a row that may not be finite
 
 
 @dataclass(frozen=True)
 class Options:
-    """The parameters of a training, after presets, defaults and the kind of the data have been settled."""
+    """What a training and its networks are made by, after presets and the kind of the data have been settled.
 
-    n_clusters: int
+    `encoder` is "mlp", "conv" or, for one of the user's, "module". The last four are what presets change besides.
+    """
+
     kind: str
+    n_clusters: int
+    n_latent: int
+    hidden: tuple[int, ...]
+    encoder: str
     posterior: str
     mutual_information: float
     locality: float
@@ -41,9 +50,24 @@ class Options:
     batch_size: int
     lr: float
     warmup: float
+    clamp: bool = True
     prepared_head: bool = True
     floor: bool = False
     exact_perplexity: bool = False
+
+    def networks(self, shape: Sequence[int], seed: int, module: nn.Module | None = None) -> Networks:
+        """Networks for rows of a shape, on the CPU, with weights that depend on the seed alone."""
+        return build(
+            seed,
+            shape,
+            n_clusters=self.n_clusters,
+            n_latent=self.n_latent,
+            hidden=self.hidden,
+            encoder=self.encoder if module is None else module,
+            mutual_information=self.mutual_information > 0,
+            locality=self.locality > 0,
+            clamp=self.clamp,
+        )
 
     def weights(self) -> _losses.Weights:
         """What a step needs of them."""
@@ -73,7 +97,7 @@ class Training:
         self.history: list[dict[str, Any]] = []
         self.nonfinite_steps = 0
         self.streak = 0
-        self.optimizer = self._adam(PRETRAINING_LR)
+        self.optimizer = self._adam()
 
     def seed(self) -> int:
         """A seed for scikit-learn from the generator."""
@@ -101,12 +125,74 @@ class Training:
             self._phase(source, self.options.pretrain_epochs, callbacks, estimator, verbose)
             self.initialise(source)
 
+    def state(self) -> dict[str, Any]:
+        """All that a training goes on from: tensors, by flat names, and what JSON can hold."""
+        state: dict[str, Any] = {f"networks.{name}": value for name, value in self.networks.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            state |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+        state["generator"] = self.generator.get_state()
+        for name in _PROGRESS:
+            state[name] = getattr(self, name)
+        state["options"] = asdict(self.options)
+        return state
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes the place of the training whose `state` this is.
+
+        Raises ValueError naming what is missing, or is of another training.
+        """
+        missing = [name for name in (*_PROGRESS, "generator", "options") if name not in state]
+        if missing:
+            raise ValueError(f"the state of the training lacks {missing[0]!r}")
+        own, other = asdict(self.options), dict(state["options"])
+        for name, value in own.items():
+            found = other.get(name)
+            if (tuple(found) if isinstance(found, list) else found) != value:
+                raise ValueError(f"the training to go on with has {name}={found!r}, this one has {name}={value!r}")
+        parts: dict[str, dict[str, Any]] = {"networks": {}, "optimizer": {}}
+        for name, value in state.items():
+            kind, _, rest = name.partition(".")
+            if kind in parts and rest:
+                parts[kind][rest] = value
+        expected = self.networks.state_dict()
+        _same_tensors(parts["networks"], {name: tuple(value.shape) for name, value in expected.items()}, "networks.")
+        for name in ("shift", "scale", "low", "high"):
+            if not torch.equal(parts["networks"][name].to(expected[name]), expected[name]):
+                raise ValueError(f"the training to go on with had other rows: X gives another `{name}`")
+        self.networks.load_state_dict(parts["networks"])
+        for name in _PROGRESS:
+            setattr(self, name, copy.copy(state[name]))
+        self.optimizer = self._adam()
+        if parts["optimizer"]:
+            shapes: dict[str, tuple[int, ...]] = {}
+            for index, parameter in enumerate(self.parameters):
+                shapes |= {f"{index}.step": (), f"{index}.exp_avg": tuple(parameter.shape)}
+                shapes[f"{index}.exp_avg_sq"] = tuple(parameter.shape)
+            present = {name.split(".")[0] for name in parts["optimizer"]}  # a parameter without gradient has none
+            shapes = {name: shape for name, shape in shapes.items() if name.split(".")[0] in present}
+            _same_tensors(parts["optimizer"], shapes, "optimizer.")
+            moments: dict[int, dict[str, Tensor]] = {}
+            for name, value in parts["optimizer"].items():
+                number, _, moment = name.partition(".")
+                moments.setdefault(int(number), {})[moment] = value.clone()
+            saved = self.optimizer.state_dict()
+            self.optimizer.load_state_dict({"state": moments, "param_groups": saved["param_groups"]})
+        self.generator.set_state(state["generator"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "generator": self.generator.get_state()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.generator = torch.Generator()
+        self.generator.set_state(state["generator"])
+
     def initialise(self, source: Source) -> None:
         """Starts the mixture from a GMM on the latent means; training begins."""
         parameters = _initialising.mixture(Blocks(self.networks, source).latent(), self.options.n_clusters, self.seed())
         _initialising.set_mixture(self.networks, parameters, head=self.options.prepared_head)
         self.phase, self.epoch = "train", 0
-        self.optimizer = self._adam(self.options.lr)
+        self.optimizer = self._adam()
 
     def one_epoch(self, source: Source) -> dict[str, Any]:
         """One epoch of the current phase; returns what is appended to the history."""
@@ -140,11 +226,12 @@ class Training:
                 if any(stop is True for stop in stops):
                     break
 
-    def _adam(self, lr: float) -> torch.optim.Adam:
-        networks = self.networks
+    def _adam(self) -> torch.optim.Adam:
+        networks, lr = self.networks, self.options.lr
         if self.phase == "pretrain":
             modules = (networks.encoder, networks.mean, networks.decoder)
             self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+            lr = PRETRAINING_LR
         else:
             self.parameters = [p for p in networks.parameters() if p.requires_grad]
         return torch.optim.Adam(self.parameters, lr=lr, fused=True)
@@ -203,6 +290,17 @@ class Training:
         self.optimizer.found_inf = sums.add(values, norm, rows)  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+
+def _same_tensors(found: dict[str, Any], expected: dict[str, tuple[int, ...]], prefix: str) -> None:
+    for name in sorted(found.keys() ^ expected.keys()):
+        what = "has no" if name in expected else "has an unknown"
+        raise ValueError(f"the state of the training {what} {prefix + name!r}")
+    for name, shape in expected.items():
+        value = found[name]
+        if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{prefix + name!r} of the training's state must be of shape {shape}, got {got}")
 
 
 class _Sums:

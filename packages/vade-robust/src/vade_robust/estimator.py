@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from . import _data, _diagnostics, _inference, _initialising, _validation
 from ._inference import Blocks
-from ._networks import build
 from ._training import Options, Training
 
 if TYPE_CHECKING:
@@ -46,7 +45,6 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
     _preparation: _data.Preparation
     _reservoir: _initialising.Reservoir | None
     _fitted_assign: str
-    _seed: int
 
     def __init__(
         self,
@@ -226,27 +224,20 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
         _validation.fit(settings, source)
         preset = settings["preset"]
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        networks = build(
-            seed,
-            source.shape,
-            n_clusters=settings["n_clusters"],
-            n_latent=settings["n_latent"],
-            hidden=settings["hidden"],
-            encoder=settings["encoder"],
-            mutual_information=settings["mutual_information"] > 0,
-            locality=settings["locality"] > 0,
-            clamp=preset is None,
-        )
-        for name, value in preparation.tensors().items():
-            networks.get_buffer(name).copy_(value)
-        networks.to(device)
+        own = settings["encoder"] if isinstance(settings["encoder"], nn.Module) else None
+        fields = {name: value for name, value in settings.items() if name in Options.__dataclass_fields__}
         options = Options(
+            **fields | {"encoder": "module" if own is not None else settings["encoder"]},
             kind=preparation.kind,
+            clamp=preset is None,
             prepared_head=preset is None,
             floor=preset == "lpvdn",
             exact_perplexity=preset == "lpvdn",
-            **{name: value for name, value in settings.items() if name in Options.__dataclass_fields__},
         )
+        networks = options.networks(source.shape, seed, own)
+        for name, value in preparation.tensors().items():
+            networks.get_buffer(name).copy_(value)
+        networks.to(device)
         for name in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
             delattr(self, name)
         self.n_features_in_ = source.n_features
@@ -256,7 +247,6 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
         self._fitted_assign = settings["assign"]
         self._reservoir = None
         self._training = Training(networks, options, seed)
-        self._seed = seed
         self.module_ = networks
         return source
 
