@@ -135,6 +135,8 @@ def _map(networks: Networks, blocks: Iterable[Tensor], size: int, n_rows: int | 
         gathered: tuple[Tensor, ...] = ()
         start = 0
         for parts in results:
+            if start + len(parts[0]) > n_rows:
+                break
             gathered = gathered or tuple(part.new_empty((n_rows, *part.shape[1:])) for part in parts)
             for whole, part in zip(gathered, parts, strict=True):
                 whole[start : start + len(part)] = part

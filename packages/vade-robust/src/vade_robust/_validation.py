@@ -132,18 +132,15 @@ def _apply_preset(estimator: Any, p: dict[str, Any]) -> None:
         p[name] = value
 
 
-def fit(p: dict[str, Any], source: Source, *, batch_size: int | None = None) -> None:
-    """Refuses data too small for the parameters; call it once the source's rows are counted (after `_data.prepare`).
-
-    batch_size: that of a loader, if it has one.
-    """
-    rows = source.n_rows
+def fit(p: dict[str, Any], source: Source) -> None:
+    """Refuses data too small for the parameters; call it once the source's rows are counted (after `_data.prepare`)."""
+    rows = source.seen
     assert rows is not None
     if rows < 2:
         raise ValueError(f"n_samples={rows} should be >= 2")
     if rows < p["n_clusters"]:
         raise ValueError(f"n_samples={rows} should be >= n_clusters={p['n_clusters']}")
-    size = min(rows, p["batch_size"] if batch_size is None else batch_size)
+    size = min(rows, source.batch_size or p["batch_size"])
     if p["locality"] > 0 and p["perplexity"] != "auto" and not 1 <= p["perplexity"] < size - 1:
         raise ValueError(
             f"perplexity must be in [1, b - 1) for batches of b={size} rows, got {p['perplexity']!r}: lower it, raise "
