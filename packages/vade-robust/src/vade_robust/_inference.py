@@ -123,6 +123,12 @@ def nearest(networks: Networks, embedded: Tensor) -> tuple[Tensor]:
     return (index[:, 0].to(torch.int32),)
 
 
+def nearest(networks: Networks, embedded: Tensor) -> tuple[Tensor]:
+    """The nearest stored centre of each row of the map, int32; of several at one distance the first."""
+    _, order = _ops.knn(embedded, networks.assign_centers, 1)
+    return (order[:, 0].to(torch.int32),)
+
+
 def block_rows(device: torch.device) -> int:
     """The rows of a block on a device: a constant, since other blocks give other last bits."""
     return ROWS if device.type == "cpu" else ROWS_OF_GPU
