@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import _initialising, _losses
+from ._adam import Adam
 from ._inference import Blocks
 from ._networks import build
 
@@ -128,8 +129,7 @@ class Training:
     def state(self) -> dict[str, Any]:
         """All that a training goes on from: tensors, by flat names, and what JSON can hold."""
         state: dict[str, Any] = {f"networks.{name}": value for name, value in self.networks.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+        state |= {f"optimizer.{name}": value for name, value in self.optimizer.state().items()}
         state["generator"] = self.generator.get_state()
         for name in _PROGRESS:
             state[name] = getattr(self, name)
@@ -163,20 +163,12 @@ class Training:
         for name in _PROGRESS:
             setattr(self, name, copy.copy(state[name]))
         self.optimizer = self._adam()
-        if parts["optimizer"]:
-            shapes: dict[str, tuple[int, ...]] = {}
-            for index, parameter in enumerate(self.parameters):
-                shapes |= {f"{index}.step": (), f"{index}.exp_avg": tuple(parameter.shape)}
-                shapes[f"{index}.exp_avg_sq"] = tuple(parameter.shape)
-            present = {name.split(".")[0] for name in parts["optimizer"]}  # a parameter without gradient has none
-            shapes = {name: shape for name, shape in shapes.items() if name.split(".")[0] in present}
-            _same_tensors(parts["optimizer"], shapes, "optimizer.")
-            moments: dict[int, dict[str, Tensor]] = {}
-            for name, value in parts["optimizer"].items():
-                number, _, moment = name.partition(".")
-                moments.setdefault(int(number), {})[moment] = value.clone()
-            saved = self.optimizer.state_dict()
-            self.optimizer.load_state_dict({"state": moments, "param_groups": saved["param_groups"]})
+        _same_tensors(
+            parts["optimizer"],
+            {name: tuple(value.shape) for name, value in self.optimizer.state().items()},
+            "optimizer.",
+        )
+        self.optimizer.load(parts["optimizer"])
         self.generator.set_state(state["generator"])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -226,15 +218,14 @@ class Training:
                 if any(stop is True for stop in stops):
                     break
 
-    def _adam(self) -> torch.optim.Adam:
+    def _adam(self) -> Adam:
         networks, lr = self.networks, self.options.lr
+        parameters = dict(networks.named_parameters())
         if self.phase == "pretrain":
-            modules = (networks.encoder, networks.mean, networks.decoder)
-            self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
             lr = PRETRAINING_LR
-        else:
-            self.parameters = [p for p in networks.parameters() if p.requires_grad]
-        return torch.optim.Adam(self.parameters, lr=lr, fused=True)
+            used = ("encoder.", "mean.", "decoder.")
+            parameters = {name: p for name, p in parameters.items() if name.startswith(used)}
+        return Adam({name: p for name, p in parameters.items() if p.requires_grad}, lr)
 
     def _batches(self, source: Source) -> Iterator[Batch]:
         return source.epoch(self.options.batch_size, self.generator)
@@ -252,8 +243,7 @@ class Training:
         networks, options = self.networks.train(), self.options
         weights, cluster_weight = options.weights(), options.cluster_weight(epoch)
         lr = options.learning_rate(epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        self.optimizer.lr = lr
         names = ["loss", "reconstruction", "cluster"]
         if options.mutual_information:
             names += ["mutual_information"] + ["adversarial"] * bool(options.adversarial)
@@ -286,10 +276,8 @@ class Training:
     def _step(self, loss: Tensor, values: Tensor, rows: int, sums: _Sums) -> None:
         """Backward and Adam, which leaves all as it is if loss or gradient are not finite. Reads nothing back."""
         loss.backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        self.optimizer.found_inf = sums.add(values, norm, rows)  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        norm = torch.nn.utils.get_total_norm(self.optimizer.gradients())
+        self.optimizer.step(sums.add(values, norm, rows))
 
 
 def _same_tensors(found: dict[str, Any], expected: dict[str, tuple[int, ...]], prefix: str) -> None:
@@ -308,7 +296,7 @@ class _Sums:
 
     def __init__(self, training: Training, names: Sequence[str], epoch: int) -> None:
         self.training, self.names, self.epoch = training, names, epoch
-        self.device = training.parameters[0].device
+        self.device = training.optimizer.steps.device
         count = len(names)
         self.sums = torch.zeros(count + 2, dtype=torch.float64, device=self.device)  # values, gradient norm, rows
         self.bad = torch.zeros(count + 1, device=self.device)
