@@ -23,13 +23,13 @@ from sklearn.utils.validation import check_array, validate_data
 from torch import Tensor
 
 from ._preparation import Preparation, check_range, standardise
-from ._sources import Batch, Dense, Source, Sparse, part
+from ._sources import ROWS, Batch, Dense, Source, Sparse, part
 from ._streams import streamed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Batch", "Preparation", "Source", "output", "part", "prepare", "source"]
+__all__ = ["ROWS", "Batch", "Preparation", "Source", "output", "part", "prepare", "source"]
 
 
 def source(estimator: Any, X: Any, *, device: torch.device, shape: tuple[int, ...] | None = None) -> Source:

@@ -118,12 +118,6 @@ def sample(
 
 
 def nearest(networks: Networks, embedded: Tensor) -> tuple[Tensor]:
-    """The nearest centre [b] of places on the map [b, D], int32: for `apply`."""
-    _, index = _ops.knn(embedded, networks.assign_centers, 1)
-    return (index[:, 0].to(torch.int32),)
-
-
-def nearest(networks: Networks, embedded: Tensor) -> tuple[Tensor]:
     """The nearest stored centre of each row of the map, int32; of several at one distance the first."""
     _, order = _ops.knn(embedded, networks.assign_centers, 1)
     return (order[:, 0].to(torch.int32),)

@@ -48,7 +48,8 @@ class Source:
     ordered = True
 
     def __init__(self, n_rows: int | None, shape: tuple[int, ...], device: torch.device) -> None:
-        self.n_rows = self.seen = n_rows
+        self.n_rows = n_rows
+        self.seen = n_rows or 0
         self.batch_size: int | None = None
         self.shape = shape
         self.device = device

@@ -135,7 +135,6 @@ def _apply_preset(estimator: Any, p: dict[str, Any]) -> None:
 def fit(p: dict[str, Any], source: Source) -> None:
     """Refuses data too small for the parameters; call it once the source's rows are counted (after `_data.prepare`)."""
     rows = source.seen
-    assert rows is not None
     if rows < 2:
         raise ValueError(f"n_samples={rows} should be >= 2")
     if rows < p["n_clusters"]:
