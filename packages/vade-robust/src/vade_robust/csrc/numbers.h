@@ -1,4 +1,5 @@
-#pragma once
+#ifndef VADE_ROBUST_NUMBERS
+#define VADE_ROBUST_NUMBERS
 
 #include <bit>
 #include <cstdint>
@@ -12,7 +13,8 @@
 
 #include "simd.h"
 
-// Vectors for a register of BYTES bytes, their exponential and logarithm, and one machine code for each width.
+// Vectors for a register of BYTES bytes, their exponential and logarithm. widths.h includes what follows Scratch once
+// for each width.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed only to what is inlined
 #endif
@@ -20,6 +22,31 @@
 #define INLINE inline __attribute__((always_inline))
 
 namespace vade_robust {
+
+// Memory aligned to a cache line.
+template <class T>
+using Scratch = std::unique_ptr<T[], void (*)(void*)>;
+
+template <class T>
+Scratch<T> make_scratch(int64_t count) {
+  auto* data = static_cast<T*>(std::aligned_alloc(64, (size_t(count) * sizeof(T) / 64 + 1) * 64));
+  if (!data) throw std::bad_alloc();
+  return {data, std::free};
+}
+
+}  // namespace vade_robust
+
+#endif
+
+#ifdef WIDTH
+namespace vade_robust::WIDTH {
+#elif !defined(VADE_ROBUST_NUMBERS_ONCE)
+#define VADE_ROBUST_NUMBERS_ONCE
+#define VADE_ROBUST_NUMBERS_ALONE
+namespace vade_robust {
+#endif
+
+#if defined(WIDTH) || defined(VADE_ROBUST_NUMBERS_ALONE)
 
 template <class T, int BYTES>
 struct Lanes {
@@ -213,17 +240,7 @@ INLINE void transpose(V (&x)[N]) {
   }
 }
 
-// Memory aligned to a cache line.
-template <class T>
-using Scratch = std::unique_ptr<T[], void (*)(void*)>;
-
-template <class T>
-Scratch<T> make_scratch(int64_t count) {
-  auto* data = static_cast<T*>(std::aligned_alloc(64, (size_t(count) * sizeof(T) / 64 + 1) * 64));
-  if (!data) throw std::bad_alloc();
-  return {data, std::free};
-}
-
+#ifdef VADE_ROBUST_NUMBERS_ALONE
 // Runs `task.run<BYTES>(begin, end)` in the code for the widest registers that the processor has.
 #if defined(__x86_64__) && defined(__linux__)
 template <class Task>
@@ -244,5 +261,9 @@ void run(const Task& task, int64_t begin, int64_t end) {
 #endif
   task.template run<16>(begin, end);
 }
+#undef VADE_ROBUST_NUMBERS_ALONE
+#endif
 
 }  // namespace vade_robust
+
+#endif
