@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import _ops
+from . import _distributed, _ops
 
 if TYPE_CHECKING:
     from ._networks import Networks
@@ -39,7 +39,7 @@ def reconstruction(output: Tensor, x: Tensor, kind: str, rows: float) -> Tensor:
     """Negative log-likelihood of x [b, P], the mean over rows of the sum over features: of Bernoulli variables with
     logits `output`, or of Gaussian ones of unit variance around it, without the constant.
 
-    Here and below `rows` is b, or with several processes what makes the mean over them that of the whole batch.
+    Here and below `rows` is b or, with several processes, the rows that all of them have: this is a share of the mean.
     """
     if kind == "bernoulli":
         total = functional.binary_cross_entropy_with_logits(output, x, reduction="sum")
@@ -122,12 +122,13 @@ def total(
     weights: Weights,
     cluster_weight: float = 1.0,
     exaggeration: float = 1.0,
-    rows: float | None = None,
+    rows: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """L of a batch, its unweighted terms, and the scores a [b, K] whose softmax is q(c|x).
 
     `noise` is two standard normal draws [b, D], the decoder's and that of the other terms, and with `adversarial` a
-    uniform one in [-1, 1] of the shape of x. The terms of weight 0 are left out.
+    uniform one in [-1, 1] of the shape of x. The terms of weight 0 are left out. `rows` (those of x if None) are in
+    the batches of all processes together: L and its terms are this one's shares, which add up.
     """
     rows = len(x) if rows is None else rows
     flat = x.flatten(1)
@@ -154,7 +155,8 @@ def total(
             terms["adversarial"] = adversarial(networks, x, z, noise[2], weights.adversarial, rows)
             loss = loss + weights.mutual_information * terms["adversarial"]
     if weights.locality:
-        perplexity = perplexity_of(x.shape[0], weights.perplexity, exact=weights.exact_perplexity)
-        terms["locality"] = locality(mu, networks.embed(mu), perplexity, exaggeration)
+        everyone = _distributed.gather(mu.detach(), rows), _distributed.gather(networks.embed(mu), rows)
+        perplexity = perplexity_of(everyone[0].shape[0], weights.perplexity, exact=weights.exact_perplexity)
+        terms["locality"] = locality(*everyone, perplexity, exaggeration) / _distributed.world()[1]
         loss = loss + weights.locality * terms["locality"]
     return loss, terms, a

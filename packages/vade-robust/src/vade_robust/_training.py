@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from . import _initialising, _losses
+from . import _distributed, _initialising, _losses
 from ._adam import Adam
 from ._inference import Blocks
 from ._networks import build
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PRETRAINING_LR = 1e-3
 DECAY, DECAY_EVERY = 0.95, 10
-_PROGRESS = ("phase", "epoch", "history", "nonfinite_steps", "streak")
+_PROGRESS = ("phase", "epoch", "stopped", "history", "nonfinite_steps", "streak")
 PATIENCE = 10  # steps in a row that may not be finite
 
 
@@ -94,7 +94,7 @@ class Training:
     def __init__(self, networks: Networks, options: Options, seed: int) -> None:
         self.networks, self.options = networks, options
         self.generator = torch.Generator().manual_seed(seed)
-        self.phase, self.epoch = "pretrain", 0
+        self.phase, self.epoch, self.stopped = "pretrain", 0, False
         self.history: list[dict[str, Any]] = []
         self.nonfinite_steps = 0
         self.streak = 0
@@ -163,12 +163,10 @@ class Training:
         for name in _PROGRESS:
             setattr(self, name, copy.copy(state[name]))
         self.optimizer = self._adam()
-        _same_tensors(
-            parts["optimizer"],
-            {name: tuple(value.shape) for name, value in self.optimizer.state().items()},
-            "optimizer.",
-        )
-        self.optimizer.load(parts["optimizer"])
+        if parts["optimizer"]:
+            moments = {name: tuple(value.shape) for name, value in self.optimizer.state().items()}
+            _same_tensors(parts["optimizer"], moments, "optimizer.")
+            self.optimizer.load(parts["optimizer"])
         self.generator.set_state(state["generator"])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -181,9 +179,16 @@ class Training:
 
     def initialise(self, source: Source) -> None:
         """Starts the mixture from a GMM on the latent means; training begins."""
-        parameters = _initialising.mixture(Blocks(self.networks, source).latent(), self.options.n_clusters, self.seed())
-        _initialising.set_mixture(self.networks, parameters, head=self.options.prepared_head)
-        self.phase, self.epoch = "train", 0
+        networks, seed = self.networks, self.seed()
+        _distributed.broadcast([*networks.parameters(), *networks.buffers()])
+        like = torch.empty_like
+        parameters = like(networks.logits), like(networks.centers), like(networks.log_scales)
+        with _distributed.agreement("the start of the mixture"):
+            if _distributed.world()[0] == 0:
+                parameters = _initialising.mixture(Blocks(networks, source).latent(), self.options.n_clusters, seed)
+        _distributed.broadcast(parameters)
+        _initialising.set_mixture(networks, parameters, head=self.options.prepared_head)
+        self.phase, self.epoch, self.stopped = "train", 0, False
         self.optimizer = self._adam()
 
     def one_epoch(self, source: Source) -> dict[str, Any]:
@@ -208,15 +213,22 @@ class Training:
         verbose: bool,
     ) -> None:
         name = {"pretrain": "pretraining", "train": "training"}[self.phase]
-        with tqdm(total=epochs, initial=self.epoch, desc=name) if verbose else nullcontext() as bar:
-            while self.epoch < epochs:
+        shown = verbose and _distributed.world()[0] == 0
+        with tqdm(total=epochs, initial=self.epoch, desc=name) if shown else nullcontext() as bar:
+            while self.epoch < epochs and not self.stopped:
                 logs = self.one_epoch(source)
                 if bar is not None:
                     bar.set_postfix(loss=f"{logs['loss']:.4g}", refresh=False)
                     bar.update()
-                stops = [callback.on_epoch_end(estimator, self.epoch, logs) for callback in callbacks]
-                if any(stop is True for stop in stops):
-                    break
+                self._call(callbacks, estimator, logs)
+
+    def _call(self, callbacks: Sequence[Any], estimator: object, logs: dict[str, Any]) -> None:
+        """The callbacks, any of which may end the phase, before those that write what was decided."""
+        for writing in (False, True):
+            called = [callback for callback in callbacks if getattr(callback, "writes", False) is writing]
+            with _distributed.agreement("a callback"):
+                stops = [callback.on_epoch_end(estimator, self.epoch, logs) for callback in called]
+            self.stopped |= _distributed.any_of(any(stop is True for stop in stops))
 
     def _adam(self) -> Adam:
         networks, lr = self.networks, self.options.lr
@@ -228,7 +240,8 @@ class Training:
         return Adam({name: p for name, p in parameters.items() if p.requires_grad}, lr)
 
     def _batches(self, source: Source) -> Iterator[Batch]:
-        return source.epoch(self.options.batch_size, self.generator)
+        rank, size = _distributed.world()
+        return source.epoch(self.options.batch_size, self.generator, rank=rank, world=size)
 
     def _pretraining_epoch(self, source: Source, epoch: int) -> dict[str, Any]:
         networks, kind = self.networks.train(), self.options.kind
@@ -253,12 +266,15 @@ class Training:
         rows = 0
         for batch in self._batches(source):
             noise = self._noise(batch, networks.n_latent)
-            loss, terms, a = _losses.total(networks, batch.x, batch.negative, noise, weights, cluster_weight)
+            loss, terms, a = _losses.total(
+                networks, batch.x, batch.negative, noise, weights, cluster_weight, rows=batch.rows
+            )
             with torch.no_grad():
                 occupancy += a.softmax(1).sum(0)
                 values = torch.stack([loss, *terms.values()])
             self._step(loss, values, batch.rows, sums)
             rows += batch.rows
+        _distributed.add_up([occupancy])
         logs = {"phase": "train", "epoch": epoch, **sums.read(), "lr": lr, "cluster_weight": cluster_weight}
         logs["occupancy"] = (occupancy / max(rows, 1)).tolist()
         return logs
@@ -276,7 +292,9 @@ class Training:
     def _step(self, loss: Tensor, values: Tensor, rows: int, sums: _Sums) -> None:
         """Backward and Adam, which leaves all as it is if loss or gradient are not finite. Reads nothing back."""
         loss.backward()
-        norm = torch.nn.utils.get_total_norm(self.optimizer.gradients())
+        gradients = self.optimizer.gradients()
+        _distributed.add_up([*gradients, values])
+        norm = torch.nn.utils.get_total_norm(gradients)
         self.optimizer.step(sums.add(values, norm, rows))
 
 

@@ -13,7 +13,7 @@ from sklearn.utils import ClassifierTags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from . import _data, _diagnostics, _inference, _initialising, _validation
+from . import _data, _diagnostics, _distributed, _inference, _initialising, _validation
 from ._inference import Blocks
 from ._training import Options, Training
 
@@ -45,6 +45,7 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
     _preparation: _data.Preparation
     _reservoir: _initialising.Reservoir | None
     _fitted_assign: str
+    _n_rows: int | None
 
     def __init__(
         self,
@@ -112,9 +113,11 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
     def fit(self, X: Any, y: object = None, *, resume: str | os.PathLike[str] | None = None) -> Self:
         """Trains on the rows of X; y is ignored."""
         with self._unchanged_if_it_fails():
-            settings = _validation.parameters(self)
+            settings = self._settings()
             with self._threads():
-                source = self._start(X, settings)
+                with _distributed.agreement("the start of fit"):
+                    source = self._start(X, settings, resume)
+                self._join()
                 self._training.run(source, settings["callbacks"], estimator=self, verbose=bool(self.verbose))
                 self._finish(source, source)
         return self
@@ -122,16 +125,12 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
     def partial_fit(self, X: Any, y: object = None) -> Self:
         """Trains for one epoch on the rows of X, the first time after pretraining on them; y is ignored."""
         with self._unchanged_if_it_fails():
-            settings = _validation.parameters(self)
+            settings = self._settings()
             with self._threads():
-                if hasattr(self, "module_"):
-                    self._training = copy.deepcopy(self._training)
-                    self.module_ = self._training.networks
-                    self._reservoir = copy.deepcopy(self._reservoir)
-                    source = self._source(X)
-                else:
-                    source = self._start(X, settings)
-                    self._training.prepare(source, settings["callbacks"], estimator=self, verbose=bool(self.verbose))
+                with _distributed.agreement("the start of partial_fit"):
+                    source = self._go_on(X) if hasattr(self, "module_") else self._start(X, settings)
+                self._join()
+                self._training.prepare(source, settings["callbacks"], estimator=self, verbose=bool(self.verbose))
                 if self._reservoir is None:
                     self._reservoir = _initialising.Reservoir(source.shape, source.device, self._training.seed())
                 self._training.one_epoch(source)
@@ -193,6 +192,96 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
             source = self._source(X)
             return _data.output(work(Blocks(self.module_, source)), source)
 
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the fitted estimator to a folder, as `model.safetensors` and `config.json`.
+
+        A model that was there is replaced at once, or stays whole if the process is killed. Written are the parameters
+        but those of a machine or a call (`device`, `n_jobs`, `verbose`, `callbacks`), the networks, `labels_`,
+        `history_` and `diagnostics_`. After `partial_fit` also what that goes on from: Adam's moments and the reservoir
+        of at most 10,000 of the rows that it has seen, so such a file holds data. `partial_fit` of a model that `fit`
+        made and that was loaded starts with moments of zero. A `random_state` that is no integer is written as None.
+
+        Args:
+            folder: Where to; it is made if it is not there.
+
+        Raises:
+            NotFittedError: The estimator is not fitted.
+            TypeError: A parameter of a subclass, or the state of an encoder, is nothing that JSON or safetensors holds.
+            OSError: The folder cannot be written to.
+
+        Example:
+            >>> import tempfile
+            >>> from sklearn.datasets import load_digits
+            >>> from vade_robust import VaDE
+            >>> X = load_digits().data / 16
+            >>> estimator = VaDE(10, hidden=(32,), pretrain_epochs=1, epochs=1, random_state=0).fit(X)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     estimator.save(folder)
+            ...     (VaDE.load(folder).predict(X) == estimator.labels_).all()
+            np.True_
+        """
+        from . import _saving
+
+        _saving.save(self, folder)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        encoder: nn.Module | None = None,
+    ) -> Self:
+        """The estimator that `save` wrote to a folder; it predicts the same bits. Files are taken as hostile.
+
+        Args:
+            folder: Where `save` wrote to.
+            device: Where to work, cuda if present for None; becomes the parameter `device`.
+            encoder: For models that were made with a module as their encoder: one of the same kind, which is copied
+                and given the weights of the file.
+
+        Returns:
+            An estimator of this class, fitted as the one that was saved.
+
+        Raises:
+            OSError: A file is not there or cannot be read.
+            ValueError: A file is cut short, foreign, changed, or of another class or a later version, and the message
+                names it and the key; `device` is not of this machine; `encoder` is missing or superfluous.
+            TypeError: `encoder` is no module.
+
+        Example:
+            See `save`.
+        """
+        from . import _saving
+
+        return _saving.load(cls, folder, device=device, encoder=encoder)
+
+    def _settings(self) -> dict[str, Any]:
+        """The parameters in force, checked."""
+        with _distributed.agreement("the check of parameters"):
+            return _validation.parameters(self)
+
+    def _go_on(self, X: Any) -> Source:
+        """A copy of the training, for the rows of X."""
+        self._training = copy.deepcopy(self._training)
+        self.module_ = self._training.networks
+        self._reservoir = copy.deepcopy(self._reservoir)
+        source = self._source(X)
+        self._n_rows = source.n_rows
+        return source
+
+    def _join(self) -> None:
+        """In a process group: all start from what the first process has."""
+        training, networks = self._training, self.module_
+        own = [(name, tuple(value.shape)) for name, value in networks.state_dict().items()]
+        same = (type(self).__name__, training.options, training.phase, training.epoch, own)
+        _distributed.check_same(repr(same), "parameters and features")
+        _distributed.check_same(repr(self._n_rows), "number of rows")
+        _distributed.broadcast([*networks.parameters(), *networks.buffers()])
+        state = training.generator.get_state()
+        _distributed.broadcast([state])
+        training.generator.set_state(state)
+
     def _source(self, X: Any) -> Source:
         """The rows of X as those that were fitted."""
         source = _data.source(self, X, device=self.module_.logits.device, shape=self.module_.shape)
@@ -216,8 +305,8 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
             raise ValueError("space='embedding' needs the map that locality trains, and this estimator has locality=0")
         return space
 
-    def _start(self, X: Any, settings: dict[str, Any]) -> Source:
-        """All checks, then new networks and a new training."""
+    def _start(self, X: Any, settings: dict[str, Any], resume: str | os.PathLike[str] | None = None) -> Source:
+        """All checks, then new networks and a new training, or that of a checkpoint."""
         device = _validation.device(self.device)
         source = _data.source(self, X, device=device)
         preparation = _data.prepare(source, settings["reconstruction"])
@@ -247,18 +336,32 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
         self._fitted_assign = settings["assign"]
         self._reservoir = None
         self._training = Training(networks, options, seed)
+        self._n_rows = source.n_rows
         self.module_ = networks
+        if resume is not None:
+            from . import _saving
+
+            _saving.resume(self, resume, source, settings)
+        for callback in settings["callbacks"]:
+            if hasattr(callback, "begin"):
+                callback.begin(resume)
         return source
 
     def _finish(self, source: Source, sample: Source | _initialising.Reservoir) -> None:
         """The centres and all that is said of the fit, from rows that stand for all, and the labels of the source."""
         training, networks = self._training, self.module_
         n_clusters = training.options.n_clusters
+        _distributed.broadcast([*networks.parameters(), *networks.buffers()])
         mu, a, *rest = Blocks(networks, sample).map(_described)
+        _distributed.broadcast([mu, a, *rest])
         mixture_labels = a.argmax(1).int()
         embedding_labels = None
         if rest:
-            networks.assign_centers.copy_(_initialising.centers(rest[0], n_clusters, training.seed()))
+            seed = training.seed()
+            with _distributed.agreement("the fit of the centres"):
+                if _distributed.world()[0] == 0:
+                    networks.assign_centers.copy_(_initialising.centers(rest[0], n_clusters, seed))
+            _distributed.broadcast([networks.assign_centers])
             (embedding_labels,) = _inference.apply(networks, rest[0], _inference.nearest)
         if not source.ordered:
             labels = None
@@ -266,22 +369,29 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
             labels = Blocks(networks, source).labels(self._fitted_assign)
         else:
             labels = embedding_labels if self._fitted_assign == "embedding" else mixture_labels
-        with torch.no_grad():
-            log_weights, means, log_variances = (x.detach() for x in networks.mixture())
         if labels is not None:
+            _distributed.broadcast([labels])
             self.labels_ = labels.cpu().numpy()
-        self.weights_ = log_weights.exp().cpu().numpy()
-        self.means_ = means.cpu().numpy()
-        self.covariances_ = log_variances.exp().cpu().numpy()
-        self.cluster_centers_ = self.means_.copy()
-        if self._fitted_assign == "embedding":
-            self.cluster_centers_ = networks.assign_centers.cpu().numpy().copy()
+        log_weights = self._set_parameters()
         self.n_iter_ = training.epoch
         self.history_ = training.history
         self.diagnostics_ = _diagnostics.diagnostics(
             mu, a, log_weights.exp(), mixture_labels, embedding_labels, training.nonfinite_steps
         )
-        _diagnostics.warn_of_collapse(self.diagnostics_["collapse"], n_clusters)
+        if _distributed.world()[0] == 0:
+            _diagnostics.warn_of_collapse(self.diagnostics_["collapse"], n_clusters)
+
+    def _set_parameters(self) -> Tensor:
+        """The mixture and the centres as attributes; returns log pi."""
+        with torch.no_grad():
+            log_weights, means, log_variances = (x.detach() for x in self.module_.mixture())
+        self.weights_ = log_weights.exp().cpu().numpy()
+        self.means_ = means.cpu().numpy().copy()
+        self.covariances_ = log_variances.exp().cpu().numpy()
+        self.cluster_centers_ = self.means_.copy()
+        if self._fitted_assign == "embedding":
+            self.cluster_centers_ = self.module_.assign_centers.cpu().numpy().copy()
+        return log_weights
 
     @contextmanager
     def _unchanged_if_it_fails(self) -> Iterator[None]:
