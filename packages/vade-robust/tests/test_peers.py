@@ -8,9 +8,9 @@ import torch
 from clustpy.deep.vade import _compute_vade_loss, _get_gamma
 from clustpy.metrics.external import purity as clustpy_purity
 from clustpy.metrics.external import unsupervised_clustering_accuracy
-from vade_robust.metrics import clustering_accuracy, purity
 
 from vade_robust import _ops
+from vade_robust.metrics import clustering_accuracy, purity
 
 
 def normal(*size: int, seed: int) -> torch.Tensor:

@@ -30,6 +30,7 @@ class Weights:
     mutual_information: float = 0.0
     locality: float = 0.0
     perplexity: float | str = "auto"
+    exaggeration: float = 1.0
     adversarial: float = 0.0
     floor: bool = False
     exact_perplexity: bool = False
@@ -84,12 +85,16 @@ def perplexity_of(rows: int, perplexity: float | str, *, exact: bool = False) ->
     return perplexity if perplexity < rows - 1 else largest
 
 
-def locality(mu: Tensor, y: Tensor, perplexity: float, exaggeration: float = 1.0) -> Tensor:
-    """KL(P || Q) of t-SNE in the batch: P from the means mu, without gradient, Q from their images y; 0 if b < 4."""
+def locality(mu: Tensor, y: Tensor, weights: Weights) -> Tensor:
+    """KL(P || Q) of t-SNE in the batch: P from the means mu, without gradient, Q from their images y; 0 if b < 4.
+
+    With `exaggeration` P is multiplied by it, which draws neighbours together and leaves clusters far apart.
+    """
     if mu.shape[0] < FEWEST:
         return y.sum() * 0
+    perplexity = perplexity_of(mu.shape[0], weights.perplexity, exact=weights.exact_perplexity)
     p = _ops.tsne_affinities(mu.detach(), perplexity)
-    kl: Tensor = _ops.tsne_kl(y, p if exaggeration == 1 else exaggeration * p)[0]
+    kl: Tensor = _ops.tsne_kl(y, p if weights.exaggeration == 1 else weights.exaggeration * p)[0]
     return kl
 
 
@@ -121,7 +126,6 @@ def total(
     noise: tuple[Tensor, ...],
     weights: Weights,
     cluster_weight: float = 1.0,
-    exaggeration: float = 1.0,
     rows: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """L of a batch, its unweighted terms, and the scores a [b, K] whose softmax is q(c|x).
@@ -156,7 +160,6 @@ def total(
             loss = loss + weights.mutual_information * terms["adversarial"]
     if weights.locality:
         everyone = _distributed.gather(mu.detach(), rows), _distributed.gather(networks.embed(mu), rows)
-        perplexity = perplexity_of(everyone[0].shape[0], weights.perplexity, exact=weights.exact_perplexity)
-        terms["locality"] = locality(*everyone, perplexity, exaggeration) / _distributed.world()[1]
+        terms["locality"] = locality(*everyone, weights) / _distributed.world()[1]
         loss = loss + weights.locality * terms["locality"]
     return loss, terms, a

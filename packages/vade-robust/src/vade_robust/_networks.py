@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from . import _ops
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 LOG_VARIANCE_LIMIT = 12.0  # variances from 6e-6 to 1.6e5
 WIDTH = 256  # of the discriminator and of the map
@@ -27,6 +28,10 @@ def _perceptron(sizes: Sequence[int], *, last: bool) -> nn.Sequential:
         if last or i < len(sizes) - 2:
             layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
+
+
+def _map(n_latent: int) -> nn.Sequential:
+    return _perceptron((n_latent, WIDTH, WIDTH, WIDTH, n_latent), last=False)
 
 
 class Discriminator(nn.Module):
@@ -138,7 +143,7 @@ class Networks(nn.Module):
         else:
             self.decoder = _perceptron((n_latent, *reversed(hidden), n_features), last=False)
         self.discriminator = Discriminator(n_latent, n_features) if mutual_information else None
-        self.t_encoder = _perceptron((n_latent, WIDTH, WIDTH, WIDTH, n_latent), last=False) if locality else None
+        self.t_encoder = _map(n_latent) if locality else None
         self.logits = nn.Parameter(torch.zeros(n_clusters))
         self.centers = nn.Parameter(torch.zeros(n_clusters, n_latent))
         self.log_scales = nn.Parameter(torch.zeros(n_clusters, n_latent))
@@ -200,8 +205,21 @@ def _width(encoder: nn.Module, shape: tuple[int, ...]) -> int:
     return int(output.shape[1])
 
 
-def build(seed: int, shape: Sequence[int], **settings: object) -> Networks:
-    """Networks on the CPU whose weights depend on the seed alone; torch's own generator is left as it was."""
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Torch's own generator starts from the seed, and is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
+        yield
+
+
+def mapping(seed: int, n_latent: int) -> nn.Sequential:
+    """A map on the CPU whose weights depend on the seed alone."""
+    with _seeded(seed):
+        return _map(n_latent)
+
+
+def build(seed: int, shape: Sequence[int], **settings: object) -> Networks:
+    """Networks on the CPU whose weights depend on the seed alone."""
+    with _seeded(seed):
         return Networks(shape, **settings)  # type: ignore[arg-type]

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from . import _distributed, _initialising, _losses
+from . import _distributed, _initialising, _losses, _ops
 from ._adam import Adam
 from ._inference import Blocks
-from ._networks import build
+from ._networks import build, mapping
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ._networks import Networks
 
 PRETRAINING_LR = 1e-3
+PRETRAINING_STEPS, PRETRAINING_ROWS = 1200, 32  # at least so many steps, or of batches so small
 DECAY, DECAY_EVERY = 0.95, 10
 _PROGRESS = ("phase", "epoch", "stopped", "history", "nonfinite_steps", "streak")
 PATIENCE = 10  # steps in a row that may not be finite
@@ -45,7 +46,10 @@ class Options:
     mutual_information: float
     locality: float
     perplexity: float | str
+    exaggeration: float
     adversarial: float
+    denoising: float
+    start: str
     pretrain_epochs: int
     epochs: int
     batch_size: int
@@ -97,6 +101,7 @@ class Training:
         self.phase, self.epoch, self.stopped = "pretrain", 0, False
         self.history: list[dict[str, Any]] = []
         self.nonfinite_steps = 0
+        self.spread = 0.0  # of a column of the data, which the noise of pretraining is measured in
         self.streak = 0
         self.optimizer = self._adam()
 
@@ -123,6 +128,7 @@ class Training:
     ) -> None:
         """Goes on to where training begins: pretraining, the mixture's start."""
         if self.phase == "pretrain":
+            self.spread = _initialising.spread(source) if self.options.denoising else 0.0
             self._phase(source, self.options.pretrain_epochs, callbacks, estimator, verbose)
             self.initialise(source)
 
@@ -178,18 +184,34 @@ class Training:
         self.generator.set_state(state["generator"])
 
     def initialise(self, source: Source) -> None:
-        """Starts the mixture from a GMM on the latent means; training begins."""
+        """Starts map and mixture from the latent means; training begins."""
         networks, seed = self.networks, self.seed()
         _distributed.broadcast([*networks.parameters(), *networks.buffers()])
-        like = torch.empty_like
-        parameters = like(networks.logits), like(networks.centers), like(networks.log_scales)
         with _distributed.agreement("the start of the mixture"):
             if _distributed.world()[0] == 0:
-                parameters = _initialising.mixture(Blocks(networks, source).latent(), self.options.n_clusters, seed)
-        _distributed.broadcast(parameters)
-        _initialising.set_mixture(networks, parameters, head=self.options.prepared_head)
+                self._start(Blocks(networks, source).latent(), seed)
+        _distributed.broadcast(list(networks.parameters()))
         self.phase, self.epoch, self.stopped = "train", 0, False
         self.optimizer = self._adam()
+
+    def _start(self, mu: Tensor, seed: int) -> None:
+        """The mixture from the clusters of a map that is trained on fixed means, or from a GMM."""
+        options, networks = self.options, self.networks
+        if options.start == "map":
+            t_encoder, weights = networks.t_encoder, options.weights()
+            if t_encoder is None:
+                t_encoder = mapping(seed, options.n_latent).to(mu)
+            draw = torch.Generator().manual_seed(seed)
+            _initialising.train_map(
+                t_encoder, mu, lambda x, y: _losses.locality(x, y, weights), options.batch_size, draw
+            )
+            with torch.no_grad():
+                y = t_encoder(mu)
+            centers = _initialising.centers(y, options.n_clusters, seed)
+            parameters = _initialising.mixture_of(mu, _ops.knn(y, centers, 1)[1][:, 0], options.n_clusters)
+        else:
+            parameters = _initialising.mixture(mu, options.n_clusters, seed)
+        _initialising.set_mixture(networks, parameters, head=options.prepared_head)
 
     def one_epoch(self, source: Source) -> dict[str, Any]:
         """One epoch of the current phase; returns what is appended to the history."""
@@ -241,14 +263,24 @@ class Training:
 
     def _batches(self, source: Source) -> Iterator[Batch]:
         rank, size = _distributed.world()
-        return source.epoch(self.options.batch_size, self.generator, rank=rank, world=size)
+        return source.epoch(self._rows(source), self.generator, rank=rank, world=size)
+
+    def _rows(self, source: Source) -> int:
+        """Rows of a batch. Pretraining halves them until its steps are enough, since few leave a poor encoder: on
+        digits, 50 epochs in batches of 256 rows are 350 steps, and in batches of 64 rows 1,400."""
+        rows, epochs = self.options.batch_size, self.options.pretrain_epochs
+        if self.phase == "pretrain" and self.options.prepared_head and source.n_rows is not None:
+            while rows > PRETRAINING_ROWS and epochs * (source.n_rows // rows) < PRETRAINING_STEPS:
+                rows //= 2
+        return rows
 
     def _pretraining_epoch(self, source: Source, epoch: int) -> dict[str, Any]:
         networks, kind = self.networks.train(), self.options.kind
         sums = _Sums(self, ("loss",), epoch)
         for batch in self._batches(source):
             x = batch.x
-            loss = _losses.pretraining(networks.decoder(networks.latent(x)), x.flatten(1), kind, batch.rows)
+            decoded = networks.decoder(networks.latent(self._noisy(batch) if self.options.denoising else x))
+            loss = _losses.pretraining(decoded, x.flatten(1), kind, batch.rows)
             self._step(loss, loss.detach()[None], batch.rows, sums)
         return {"phase": "pretrain", "epoch": epoch, **sums.read(), "lr": PRETRAINING_LR}
 
@@ -278,6 +310,12 @@ class Training:
         logs = {"phase": "train", "epoch": epoch, **sums.read(), "lr": lr, "cluster_weight": cluster_weight}
         logs["occupancy"] = (occupancy / max(rows, 1)).tolist()
         return logs
+
+    def _noisy(self, batch: Batch) -> Tensor:
+        """Rows with noise, of which this process's part is drawn for the whole batch."""
+        x = batch.x
+        normal = torch.randn(batch.rows, *x.shape[1:], generator=self.generator)[batch.part].to(x.device, x.dtype)
+        return torch.add(x, normal, alpha=self.options.denoising * self.spread)
 
     def _noise(self, batch: Batch, n_latent: int) -> tuple[Tensor, ...]:
         """This process's part of the noise that is drawn for the whole batch."""

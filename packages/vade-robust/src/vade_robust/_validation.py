@@ -20,10 +20,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mutual_information": 1.0,
         "locality": 1e-4,
         "perplexity": "auto",
+        "exaggeration": 1.0,
         "posterior": "sampled",
         "assign": "embedding",
         "adversarial": 0.0,
         "warmup": 0.0,
+        "denoising": 0.0,
+        "start": "gmm",
     },
     "vade": {
         "mutual_information": 0.0,
@@ -32,6 +35,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "assign": "mixture",
         "adversarial": 0.0,
         "warmup": 0.0,
+        "denoising": 0.0,
+        "start": "gmm",
     },
 }
 """What each preset fixes. A preset also leaves the log-variance head untouched and log-variances unclamped."""
@@ -40,17 +45,19 @@ ABSENT: dict[str, Any] = {
     "mutual_information": 0.0,
     "locality": 0.0,
     "perplexity": "auto",
+    "exaggeration": 4.0,
     "adversarial": 0.0,
     "preset": None,
 }
 """The values of parameters that VaDE has not."""
 
 _COUNTS = ("n_clusters", "n_latent", "pretrain_epochs", "epochs", "batch_size")
-_WEIGHTS = ("mutual_information", "locality", "adversarial")
+_WEIGHTS = ("mutual_information", "locality", "adversarial", "denoising")
 _OPTIONS: dict[str, tuple[str | None, ...]] = {
     "reconstruction": ("auto", "bernoulli", "gaussian"),
     "posterior": ("exact", "sampled"),
     "assign": ("embedding", "mixture"),
+    "start": ("map", "gmm"),
     "preset": (None, "lpvdn", "vade"),
 }
 
@@ -83,6 +90,8 @@ def parameters(estimator: Any) -> dict[str, Any]:
             raise ValueError(f"{name} must be non-negative, got {p[name]!r}")
     if not number("lr", p["lr"]) > 0:
         raise ValueError(f"lr must be positive, got {p['lr']!r}")
+    if not number("exaggeration", p["exaggeration"]) >= 1:
+        raise ValueError(f"exaggeration must be at least 1, got {p['exaggeration']!r}")
     if not 0 <= number("warmup", p["warmup"]) <= 1:
         raise ValueError(f"warmup must be in [0, 1], got {p['warmup']!r}")
     if isinstance(p["perplexity"], str) and p["perplexity"] != "auto":

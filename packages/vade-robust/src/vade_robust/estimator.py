@@ -56,8 +56,9 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
         encoder: str | nn.Module = "mlp",
         reconstruction: str = "auto",
         mutual_information: float = 1.0,
-        locality: float = 1e-4,
+        locality: float = 10.0,
         perplexity: float | str = "auto",
+        exaggeration: float = 4.0,
         posterior: str = "exact",
         assign: str = "embedding",
         adversarial: float = 0.0,
@@ -71,6 +72,8 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
         verbose: bool = False,
         callbacks: Sequence[Any] = (),
         warmup: float = 1.0,
+        denoising: float = 1.0,
+        start: str = "map",
         preset: str | None = None,
     ) -> None:
         self.n_clusters = n_clusters
@@ -81,6 +84,7 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
         self.mutual_information = mutual_information
         self.locality = locality
         self.perplexity = perplexity
+        self.exaggeration = exaggeration
         self.posterior = posterior
         self.assign = assign
         self.adversarial = adversarial
@@ -94,6 +98,8 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
         self.verbose = verbose
         self.callbacks = callbacks
         self.warmup = warmup
+        self.denoising = denoising
+        self.start = start
         self.preset = preset
 
     def __sklearn_tags__(self) -> Any:
@@ -445,6 +451,8 @@ class VaDE(RobustVaDE):
         verbose: bool = False,
         callbacks: Sequence[Any] = (),
         warmup: float = 1.0,
+        denoising: float = 1.0,
+        start: str = "map",
     ) -> None:
         self.n_clusters = n_clusters
         self.n_latent = n_latent
@@ -463,3 +471,5 @@ class VaDE(RobustVaDE):
         self.verbose = verbose
         self.callbacks = callbacks
         self.warmup = warmup
+        self.denoising = denoising
+        self.start = start
