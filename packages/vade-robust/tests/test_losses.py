@@ -200,12 +200,16 @@ def test_fewer_than_four_rows_have_no_locality_and_a_finite_loss(rows: int) -> N
     assert loss.isfinite()
 
 
+def tsne(perplexity: float, exaggeration: float = 1.0) -> _losses.Weights:
+    return _losses.Weights("gaussian", perplexity=perplexity, exaggeration=exaggeration)
+
+
 def test_locality_reaches_the_encoder_through_the_map_alone() -> None:
     networks = tiny()
     x, _, _ = batch(30)
     mu = networks.latent(x)
     p = affinities(mu.detach().numpy(), 5.0)
-    (ours,) = torch.autograd.grad(_losses.locality(mu, networks.embed(mu), 5.0), mu, retain_graph=True)
+    (ours,) = torch.autograd.grad(_losses.locality(mu, networks.embed(mu), tsne(5.0)), mu, retain_graph=True)
     y = networks.embed(mu)
     kernel = (1 / (1 + ((y[:, None] - y) ** 2).sum(2))) * (1 - torch.eye(30))
     (theirs,) = torch.autograd.grad(-(p * (kernel / kernel.sum() + torch.eye(30)).log()).sum(), mu)
@@ -216,9 +220,9 @@ def test_locality_reaches_the_encoder_through_the_map_alone() -> None:
 def test_exaggeration_pulls_harder() -> None:
     y = torch.randn(20, 3, requires_grad=True, generator=torch.Generator().manual_seed(0))
     mu = torch.randn(20, 4, generator=torch.Generator().manual_seed(1))
-    (plain,) = torch.autograd.grad(_losses.locality(mu, y, 3.0), y)
-    (same,) = torch.autograd.grad(_losses.locality(mu, y, 3.0, 1.0), y)
-    (pulled,) = torch.autograd.grad(_losses.locality(mu, y, 3.0, 4.0), y)
+    (plain,) = torch.autograd.grad(_losses.locality(mu, y, tsne(3.0)), y)
+    (same,) = torch.autograd.grad(_losses.locality(mu, y, tsne(3.0, 1.0)), y)
+    (pulled,) = torch.autograd.grad(_losses.locality(mu, y, tsne(3.0, 4.0)), y)
     assert torch.equal(plain, same)
     assert (pulled * y).sum() > (plain * y).sum()
 
