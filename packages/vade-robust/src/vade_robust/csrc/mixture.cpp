@@ -13,7 +13,8 @@ namespace vade_robust {
 namespace {
 
 constexpr double kLog2Pi = 1.83787706640934548356;
-constexpr int64_t kChunk = 1024;                // rows whose part of the parameters' gradients is summed at once
+constexpr int64_t kChunk = 1024;          // rows whose part of the parameters' gradients is summed at once
+constexpr int64_t kStride = kChunk + 16;  // of columns of a chunk, which would share lines of the cache without 16
 constexpr int64_t kPartial = int64_t(1) << 23;  // numbers of such parts that are kept, unless 16 parts are more
 
 template <class T>
@@ -95,6 +96,7 @@ std::tuple<Tensor, Tensor> mixture_scores(const Tensor& mean, const std::optiona
     const auto kernel = WIDEST(score<T>);
     const int64_t tiles = (shape.rows + kRows - 1) / kRows;
     torch::stable::parallel_for(0, tiles, grain(kRows * shape.count * shape.columns), [&](int64_t begin, int64_t end) {
+      [[maybe_unused]] const WithoutSubnormals guard;
       kernel(z, components, scores, mutable_data<T>(lse), begin, end);
     });
   });
@@ -130,6 +132,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mixture_scores_backward(
     for (int64_t first = 0; first < chunks; first += kept) {
       const int64_t last = std::min(chunks, first + kept);
       torch::stable::parallel_for(first, last, 1, [&](int64_t begin, int64_t end) {
+        [[maybe_unused]] const WithoutSubnormals guard;
         kernel(z, components, received, by_mean, by_log_var, first, parts.get(), begin, end);
       });
       torch::stable::parallel_for(0, size, kGrain, [&](int64_t begin, int64_t end) {

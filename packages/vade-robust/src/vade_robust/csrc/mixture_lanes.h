@@ -95,7 +95,7 @@ struct Differentiator {
   T* parts;
 
   INLINE void run(int64_t begin, int64_t end) const {
-    const auto scratch = make_scratch<T>((components.count + 4 * kColumns) * kChunk);
+    const auto scratch = make_scratch<T>((components.count + 4 * kColumns) * kStride);
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       T* part = parts + (chunk - first) * components.part_size();
       if (z.log_var.data)
@@ -110,46 +110,46 @@ struct Differentiator {
     constexpr int64_t kPair = 2 * kLanes<V>;
     const int64_t count = components.count, columns = components.columns;
     const int64_t rows = (std::min(kChunk, z.mean.rows - row) + kPair - 1) / kPair * kPair;
-    T *mean = scratch, *variance = mean + kColumns * kChunk, *by_mean = variance + kColumns * kChunk,
-      *by_variance = by_mean + kColumns * kChunk, *weights = by_variance + kColumns * kChunk;
+    T *mean = scratch, *variance = mean + kColumns * kStride, *by_mean = variance + kColumns * kStride,
+      *by_variance = by_mean + kColumns * kStride, *weights = by_variance + kColumns * kStride;
     for (int64_t c = 0; c < count; c += kColumns) {
       const int64_t n = std::min(kColumns, count - c);
-      weigh<V>(row, rows, c, n, mean, weights + c * kChunk);
-      for (int64_t i = c; i < c + n; ++i) part[i] = sum_of<V>(weights + i * kChunk, rows);
+      weigh<V>(row, rows, c, n, mean, weights + c * kStride);
+      for (int64_t i = c; i < c + n; ++i) part[i] = sum_of<V>(weights + i * kStride, rows);
     }
     for (int64_t d = (columns - 1) / kColumns * kColumns; d >= 0; d -= kColumns) {
       const int64_t n = std::min(kColumns, columns - d);
-      read_columns<V>(z.mean, row, rows, d, d + n, mean, kChunk);
-      if constexpr (SPREAD) read_columns<V>(z.log_var, row, rows, d, d + n, variance, kChunk);
+      read_columns<V>(z.mean, row, rows, d, d + n, mean, kStride);
+      if constexpr (SPREAD) read_columns<V>(z.log_var, row, rows, d, d + n, variance, kStride);
       for (int64_t i = 0; i < n; ++i) {
-        const int64_t at = i * kChunk;
+        const int64_t at = i * kStride;
         if constexpr (SPREAD) exponentiate<V>(variance + at, rows);
         std::fill_n(by_mean + at, rows, T(0));
         std::fill_n(by_variance + at, rows, T(0));
         for (int64_t c = 0; c < count; ++c)
-          pull<V, SPREAD>(weights + c * kChunk, mean + at, variance + at, by_mean + at, by_variance + at, rows,
+          pull<V, SPREAD>(weights + c * kStride, mean + at, variance + at, by_mean + at, by_variance + at, rows,
                           c * columns + d + i, part + count);
         if constexpr (SPREAD)
           for (int64_t r = 0; r < rows; r += kLanes<V>)
             store(V(T(-0.5) * load<V>(variance + at + r) * load<V>(by_variance + at + r)), by_variance + at + r);
       }
-      write_columns<V>(by_mean, kChunk, grad_mean, row, rows, d, d + n);
-      if constexpr (SPREAD) write_columns<V>(by_variance, kChunk, grad_log_var, row, rows, d, d + n);
+      write_columns<V>(by_mean, kStride, grad_mean, row, rows, d, d + n);
+      if constexpr (SPREAD) write_columns<V>(by_variance, kStride, grad_log_var, row, rows, d, d + n);
     }
   }
 
   // W = grad_a + grad_lse exp(a - lse) of n components, 0 where there are no rows.
   template <class V>
   INLINE void weigh(int64_t row, int64_t rows, int64_t c, int64_t n, T* scores, T* weights) const {
-    read_columns<V>(received.a, row, rows, c, c + n, scores, kChunk);
-    read_columns<V>(received.grad_a, row, rows, c, c + n, weights, kChunk);
+    read_columns<V>(received.a, row, rows, c, c + n, scores, kStride);
+    read_columns<V>(received.grad_a, row, rows, c, c + n, weights, kStride);
     for (int64_t r = 0; r < rows; r += kLanes<V>) {
       const int64_t left = std::clamp<int64_t>(z.mean.rows - row - r, 0, kLanes<V>);
       const V total = load<V>(received.lse + (left ? row + r : 0), left),
               grad = load<V>(received.grad_lse + (left ? row + r : 0), left);
       for (int64_t i = 0; i < n; ++i) {
-        T* w = weights + i * kChunk + r;
-        const V weight = load<V>(w) + grad * exp(V(load<V>(scores + i * kChunk + r) - total));
+        T* w = weights + i * kStride + r;
+        const V weight = load<V>(w) + grad * exp(V(load<V>(scores + i * kStride + r) - total));
         store(V(numbers<V>() < Element<Integers<V>>(left) ? weight : V{}), w);
       }
     }
