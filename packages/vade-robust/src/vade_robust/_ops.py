@@ -16,7 +16,7 @@ from . import _reference
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Tensors are contiguous, of float32 or float64, and the same in a call.
+# Tensors are contiguous, of float32 or float64, and the same in a call: the functions below see to it.
 _MIXTURE = "Tensor mean, Tensor? log_var, Tensor log_weight, Tensor centers, Tensor log_scale"
 SCHEMAS = {
     "mixture_scores": f"({_MIXTURE}) -> (Tensor, Tensor)",
@@ -97,12 +97,45 @@ KERNELS = {
 }
 """The device types on which each operator has a kernel of its own."""
 
-mixture_scores = torch.ops.vade_robust.mixture_scores.default
-mixture_scores_backward = torch.ops.vade_robust.mixture_scores_backward.default
-squared_distances = torch.ops.vade_robust.squared_distances.default
-knn = torch.ops.vade_robust.knn.default
-tsne_affinities = torch.ops.vade_robust.tsne_affinities.default
-tsne_kl = torch.ops.vade_robust.tsne_kl.default
+_OPERATORS = {name: getattr(torch.ops.vade_robust, name).default for name in SCHEMAS}
+
+
+def _alike(*tensors: Tensor | None) -> list[Any]:
+    """The tensors, contiguous and of one dtype that the kernels take: float64 if one of them is, else float32."""
+    dtype = torch.float64 if any(x is not None and x.dtype == torch.float64 for x in tensors) else torch.float32
+    return [x if x is None else x.to(dtype).contiguous() for x in tensors]
+
+
+def mixture_scores(
+    mean: Tensor, log_var: Tensor | None, log_weight: Tensor, centers: Tensor, log_scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`_reference.mixture_scores`, differentiable once."""
+    result: tuple[Tensor, Tensor] = _OPERATORS["mixture_scores"](*_alike(mean, log_var, log_weight, centers, log_scale))
+    return result
+
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """`_reference.squared_distances`, differentiable."""
+    result: Tensor = _OPERATORS["squared_distances"](*_alike(x, y))
+    return result
+
+
+def knn(queries: Tensor, points: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`_reference.knn`."""
+    result: tuple[Tensor, Tensor] = _OPERATORS["knn"](*_alike(queries, points), k)
+    return result
+
+
+def tsne_affinities(x: Tensor, perplexity: float) -> Tensor:
+    """`_reference.tsne_affinities`."""
+    result: Tensor = _OPERATORS["tsne_affinities"](*_alike(x), perplexity)
+    return result
+
+
+def tsne_kl(y: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    """`_reference.tsne_kl`, whose first result is differentiable once with respect to y."""
+    result: tuple[Tensor, Tensor] = _OPERATORS["tsne_kl"](*_alike(y, p))
+    return result
 
 
 def _save_mixture(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -111,7 +144,9 @@ def _save_mixture(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
 
 def _differentiate_mixture(ctx: Any, grad_a: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
     a, lse, mean, log_var, *parameters = ctx.saved_tensors
-    grads = mixture_scores_backward(grad_a.contiguous(), grad_lse.contiguous(), a, lse, mean, log_var, *parameters)
+    grads = _OPERATORS["mixture_scores_backward"](
+        grad_a.contiguous(), grad_lse.contiguous(), a, lse, mean, log_var, *parameters
+    )
     return grads[0], None if log_var is None else grads[1], *grads[2:]
 
 

@@ -95,7 +95,7 @@ struct Differentiator {
   T* parts;
 
   INLINE void run(int64_t begin, int64_t end) const {
-    const auto scratch = make_scratch<T>((components.count + 4 * kColumns) * kStride);
+    const auto scratch = make_scratch<T>((components.count + 4 * kColumns + 2) * kStride);
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       T* part = parts + (chunk - first) * components.part_size();
       if (z.log_var.data)
@@ -111,7 +111,8 @@ struct Differentiator {
     const int64_t count = components.count, columns = components.columns;
     const int64_t rows = (std::min(kChunk, z.mean.rows - row) + kPair - 1) / kPair * kPair;
     T *mean = scratch, *variance = mean + kColumns * kStride, *by_mean = variance + kColumns * kStride,
-      *by_variance = by_mean + kColumns * kStride, *weights = by_variance + kColumns * kStride;
+      *by_variance = by_mean + kColumns * kStride, *some = by_variance + kColumns * kStride,
+      *weights = some + 2 * kStride;
     for (int64_t c = 0; c < count; c += kColumns) {
       const int64_t n = std::min(kColumns, count - c);
       weigh<V>(row, rows, c, n, mean, weights + c * kStride);
@@ -124,11 +125,19 @@ struct Differentiator {
       for (int64_t i = 0; i < n; ++i) {
         const int64_t at = i * kStride;
         if constexpr (SPREAD) exponentiate<V>(variance + at, rows);
-        std::fill_n(by_mean + at, rows, T(0));
-        std::fill_n(by_variance + at, rows, T(0));
-        for (int64_t c = 0; c < count; ++c)
-          pull<V, SPREAD>(weights + c * kStride, mean + at, variance + at, by_mean + at, by_variance + at, rows,
-                          c * columns + d + i, part + count);
+        for (int64_t c = 0; c < count; c += kColumns) {
+          // The sums of a block of components, which join those before it.
+          T *to_mean = c ? some : by_mean + at, *to_variance = c ? some + kStride : by_variance + at;
+          std::fill_n(to_mean, rows, T(0));
+          std::fill_n(to_variance, rows, T(0));
+          for (int64_t k = c; k < std::min(c + kColumns, count); ++k)
+            pull<V, SPREAD>(weights + k * kStride, mean + at, variance + at, to_mean, to_variance, rows,
+                            k * columns + d + i, part + count);
+          if (c) {
+            join<V>(to_mean, by_mean + at, rows);
+            if constexpr (SPREAD) join<V>(to_variance, by_variance + at, rows);
+          }
+        }
         if constexpr (SPREAD)
           for (int64_t r = 0; r < rows; r += kLanes<V>)
             store(V(T(-0.5) * load<V>(variance + at + r) * load<V>(by_variance + at + r)), by_variance + at + r);
@@ -163,6 +172,11 @@ struct Differentiator {
       sums[1] += load<V>(x + i + kLanes<V>);
     }
     return sum(V(sums[0] + sums[1]));
+  }
+
+  template <class V>
+  INLINE void join(const T* x, T* sums, int64_t count) const {
+    for (int64_t i = 0; i < count; i += kLanes<V>) store(V(load<V>(sums + i) + load<V>(x + i)), sums + i);
   }
 
   // What one component and one column give.
