@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.quasirandom import SobolEngine
 
 from . import _ops
 
@@ -81,10 +82,8 @@ class Blocks:
 
         p(z) is the mixture. Gaussian rows have unit variance after preparation, and a density in the user's units.
         """
-        preparation = _prepared(self.source)
-        draw = torch.Generator().manual_seed(SEED)
-        noise = torch.randn(n_samples, self.networks.n_latent, generator=draw, device="cpu")
-        return self.map(partial(_bound, noise=noise.to(self.source.device), preparation=preparation))[0]
+        noise = _noise(n_samples, self.networks.n_latent).to(self.source.device)
+        return self.map(partial(_bound, noise=noise, preparation=_prepared(self.source)))[0]
 
     def reconstruct(self) -> Tensor:
         """The decoded means (N, *shape) of the rows' latents, in the user's units."""
@@ -266,6 +265,18 @@ def _with_largest(memberships: Tensor, labels: Tensor) -> Tensor:
     first = memberships.argmax(1, keepdim=True)
     above = torch.nextafter(memberships.amax(1, keepdim=True), memberships.new_tensor(math.inf))
     return memberships.scatter_(1, labels, torch.where(first == labels, memberships.gather(1, labels), above))
+
+
+def _noise(n_samples: int, n_latent: int) -> Tensor:
+    """Standard normal vectors [S, D], the same in every call: scrambled Sobol points.
+
+    Each is standard normal, so that the bound holds; together they are spread more evenly than independent draws. What
+    remains of chance is common to all rows, and in a mean over rows (16 vectors, D = 2) is two to three times smaller.
+    """
+    if n_latent > SobolEngine.MAXDIM:
+        return torch.randn(n_samples, n_latent, generator=torch.Generator().manual_seed(SEED), device="cpu")
+    points = SobolEngine(n_latent, scramble=True, seed=SEED).draw(n_samples, dtype=torch.float64)
+    return torch.special.ndtri(points.clamp(2.0**-32, 1 - 2.0**-32)).float()
 
 
 def _bound(networks: Networks, x: Tensor, *, noise: Tensor, preparation: Preparation) -> tuple[Tensor]:
