@@ -30,6 +30,14 @@ class Adam:
         return [p.grad for p in self.parameters.values() if p.grad is not None]
 
     @torch.no_grad()
+    def gradient_norm(self) -> Tensor:
+        """The norm of all gradients together, on the device; not finite if any of them is not."""
+        flat = [gradient.flatten() for gradient in self.gradients()]
+        if self.steps.device.type != "cpu":
+            return torch.nn.utils.get_total_norm(flat)
+        return torch.stack([x.dot(x) for x in flat]).sum().sqrt()  # in half the time of a norm
+
+    @torch.no_grad()
     def step(self, skip: Tensor) -> None:
         """One step, none if `skip` (a tensor on the device) is 1; the gradients are gone afterwards."""
         names = [name for name, p in self.parameters.items() if p.grad is not None]

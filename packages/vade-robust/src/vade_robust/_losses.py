@@ -136,7 +136,7 @@ def total(
     """
     rows = len(x) if rows is None else rows
     flat = x.flatten(1)
-    mu, lv = networks.encode(x)
+    mu, lv = networks.encode_jointly(x)
     deviation = (0.5 * lv).exp()
     decoded = networks.decoder(torch.addcmul(mu, deviation, noise[0]))
     z = torch.addcmul(mu, deviation, noise[1])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from . import _ops
 
@@ -165,6 +166,15 @@ class Networks(nn.Module):
         if self.clamp:
             log_variance = log_variance.clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
         return self.mean(features), log_variance
+
+    def encode_jointly(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`encode` by one product for both heads: faster to differentiate, with other last bits than `latent` has."""
+        heads = self.mean, self.log_variance
+        weight, bias = torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
+        mean, log_variance = functional.linear(self.encoder(x), weight, bias).chunk(2, 1)
+        if self.clamp:
+            return mean.contiguous(), log_variance.clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT).contiguous()
+        return mean.contiguous(), log_variance.contiguous()
 
     def latent(self, x: Tensor) -> Tensor:
         """Mean [b, D] of the latent of x (b, *shape)."""
