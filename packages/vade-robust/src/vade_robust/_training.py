@@ -330,10 +330,8 @@ class Training:
     def _step(self, loss: Tensor, values: Tensor, rows: int, sums: _Sums) -> None:
         """Backward and Adam, which leaves all as it is if loss or gradient are not finite. Reads nothing back."""
         loss.backward()
-        gradients = self.optimizer.gradients()
-        _distributed.add_up([*gradients, values])
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self.optimizer.step(sums.add(values, norm, rows))
+        _distributed.add_up([*self.optimizer.gradients(), values])
+        self.optimizer.step(sums.add(values, self.optimizer.gradient_norm(), rows))
 
 
 def _same_tensors(found: dict[str, Any], expected: dict[str, tuple[int, ...]], prefix: str) -> None:
