@@ -103,9 +103,8 @@ def _plain(X: Tensor) -> Any:
         return X
     if X.ndim != 2:
         raise ValueError(f"a sparse tensor X must be 2D, got shape {tuple(X.shape)}")
-    X = X.to_sparse_csr().cpu()
-    index = X.crow_indices(), X.col_indices()
-    return scipy.sparse.csr_array((X.values().numpy(), index[1].numpy(), index[0].numpy()), shape=tuple(X.shape))
+    X = X.to_sparse_coo().coalesce().cpu()
+    return scipy.sparse.coo_array((X.values().numpy(), tuple(X.indices().numpy())), shape=tuple(X.shape)).tocsr()
 
 
 def _array(estimator: Any, X: Any, device: torch.device, shape: tuple[int, ...] | None) -> Source:

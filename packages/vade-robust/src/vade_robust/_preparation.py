@@ -95,12 +95,14 @@ class Moments:
 def standardise(scan: Scan) -> Preparation:
     moments = scan.moments
     assert moments is not None
-    variance = float((moments.squares / moments.rows).mean())
+    constant = moments.low == moments.high  # its mean is not rounded, and its variance no remainder of rounding
+    mean = torch.where(constant, moments.low, moments.mean)
+    variance = float(torch.where(constant, 0.0, moments.squares / moments.rows).mean())
     if not math.isfinite(variance):
         raise ValueError(f"X is too large for its variance to be a number: its values reach {scan.high:g}; rescale it")
     scale = torch.tensor(math.sqrt(variance) if variance > 0 else 1.0, dtype=torch.float64)
-    low, high = ((x - moments.mean) / scale for x in (moments.low, moments.high))
-    return Preparation("gaussian", 1.0, 1.0, moments.mean, scale, low.float(), high.float())
+    low, high = ((x - mean) / scale for x in (moments.low, moments.high))
+    return Preparation("gaussian", 1.0, 1.0, mean, scale, low.float(), high.float())
 
 
 def look(scan: Scan, place: str, raw: Tensor, moments: bool) -> None:

@@ -198,9 +198,10 @@ class Sparse(Source):
             row = np.searchsorted(x.indptr, wrong[0], side="right") - 1
             raise ValueError(not_finite(stored[wrong[0]], f"row {row}"))
         scan = Scan(x.shape[0], whole=stored.dtype.kind in "biu", bytes_only=stored.dtype == np.uint8)
-        hidden = [0.0] if x.nnz < x.shape[0] * x.shape[1] else []
-        scan.low = min([float(stored.min())] * bool(x.nnz) + hidden)
-        scan.high = max([float(stored.max())] * bool(x.nnz) + hidden)
+        extremes = [float(stored.min()), float(stored.max())] if x.nnz else []
+        if x.nnz < x.shape[0] * x.shape[1]:
+            extremes.append(0.0)
+        scan.low, scan.high = min(extremes), max(extremes)
         if moments:
             scan.moments = self._moments()
         return scan

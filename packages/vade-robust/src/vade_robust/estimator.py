@@ -375,6 +375,7 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
             labels = Blocks(networks, source).labels(self._fitted_assign)
         else:
             labels = embedding_labels if self._fitted_assign == "embedding" else mixture_labels
+        self.__dict__.pop("labels_", None)  # of the rows of an earlier call
         if labels is not None:
             _distributed.broadcast([labels])
             self.labels_ = labels.cpu().numpy()
