@@ -302,7 +302,7 @@ class Training:
                 networks, batch.x, batch.negative, noise, weights, cluster_weight, rows=batch.rows
             )
             with torch.no_grad():
-                occupancy += a.softmax(1).sum(0)
+                occupancy += a.softmax(1).sum(0).nan_to_num(0)  # of a step that is skipped
                 values = torch.stack([loss, *terms.values()])
             self._step(loss, values, batch.rows, sums)
             rows += batch.rows
