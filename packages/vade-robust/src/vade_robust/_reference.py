@@ -114,13 +114,14 @@ def tsne_kl(y: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
 
     q_ij is w_ij / Z, w_ij = 1 / (1 + |y_i - y_j|^2) and w_ii = 0, Z their sum. With G = (P - w / Z) w the gradient is
     4 [(sum_j G_ij) y_i - (G y)_i]. P is symmetric, and pairs of p = 0 attract nothing. A P that was multiplied by a
-    number above 1 is exaggerated: sum p (log p - log w) + log Z and its gradient are computed as they stand.
+    number above 1 is exaggerated: sum p (log p - log w) + log Z and its gradient are computed as they stand. A map that
+    is not finite has no finite divergence; one of fewer than two rows has none, and both results are zero.
     """
+    if len(y) < 2:
+        return y.new_zeros(()), torch.zeros_like(y)
     weights = 1 / (1 + squared_distances(y, y))
     weights.fill_diagonal_(0)
     total = weights.sum()
-    if not total > 0:
-        return y.new_zeros(()), torch.zeros_like(y)
     kl = torch.special.xlogy(p, p).sum() - torch.special.xlogy(p, weights).sum() + total.log()
     pull = (p - weights / total) * weights
     return kl, 4 * (pull.sum(1, keepdim=True) * y - pull @ y)

@@ -13,6 +13,13 @@ constexpr double kRange = 87;   // of log beta, either side of 0
 constexpr double kStride = 4;   // longest step
 constexpr int64_t kChunk = 16;  // rows of a task, each of which starts from the precision of the one before
 
+// Exponents below which weights add nothing, and are still normal numbers, and the power of two by which a row is
+// multiplied to stay normal until it is stored.
+template <class T>
+constexpr T kNothing = std::is_same_v<T, float> ? T(-80) : T(-700);
+template <class T>
+constexpr int kShift = std::is_same_v<T, float> ? 80 : 200;
+
 struct Moments {
   double total, mean, variance;  // sum of the weights exp(-x), and mean and variance of x under them
 };
@@ -26,8 +33,8 @@ INLINE Moments moments(const Element<V>* d, int64_t n, Element<V> beta) {
 #pragma GCC unroll 2
     for (int k = 0; k < 2; ++k) {
       V x = load<V>(d + j + k * kLanes<V>) * -beta;
-      x = x < kLeast<T> ? fill<V>(kLeast<T>) : x;
-      const V w = exp_within(x), first = w * x;
+      x = x < kNothing<T> ? fill<V>(kNothing<T>) : x;
+      const V w = exp_normal<0>(x), first = w * x;
       totals[k] += w;
       firsts[k] += first;
       seconds[k] += first * x;
@@ -123,15 +130,15 @@ struct Conditionals {
     V totals = {};
     for (int64_t j = 0; j < x.stride; j += kLanes<V>) {
       V here = load<V>(d + j) * -beta;
-      here = exp_within(V(here < kLeast<T> ? fill<V>(kLeast<T>) : here));
+      here = exp_normal<kShift<T>>(V(here < kLeast<T> ? fill<V>(kLeast<T>) : here));
       totals += here;
       store(here, d + j);
     }
-    const T scale = T(1 / (2 * double(x.count) * double(sum(totals))));
+    const T scale = T(std::ldexp(1 / (2 * double(x.count) * double(sum(totals))), kShift<T>));
     T* to = p + i * x.count;
     int64_t j = 0;
-    for (; j + kLanes<V> <= x.count; j += kLanes<V>) store(V(load<V>(d + j) * scale), to + j);
-    store(V(load<V>(d + j) * scale), to + j, x.count - j);
+    for (; j + kLanes<V> <= x.count; j += kLanes<V>) store(scaled_down<kShift<T>>(V(load<V>(d + j) * scale)), to + j);
+    store(scaled_down<kShift<T>>(V(load<V>(d + j) * scale)), to + j, x.count - j);
     return log_beta;
   }
 };

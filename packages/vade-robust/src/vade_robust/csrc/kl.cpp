@@ -103,36 +103,36 @@ struct Divergence {
     }
   }
 
-  // Writes G = (p - w / Z) w of a block, and returns its part of the divergence, of which pairs of p = 0 have none.
+  // Writes G = (p - w / Z) w of a block, and returns its part of the divergence.
   template <class V>
   INLINE V pull(int64_t first, int64_t column, T* to) const {
-    constexpr int64_t kStep = 2 * kLanes<V>;
-    V divergence = {};
-    for (int64_t j = column; j < std::min(column + kBlock, y.stride); j += kStep) {
+    const int64_t columns = std::min(kBlock, y.stride - column);
+    for (int64_t j = 0; j < columns; j += 2 * kLanes<V>) {
       V d[kRows][2];
-      y.distances(first, j, d);
+      y.distances(first, column + j, d);
 #pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        const bool there = first + r < y.count;
-        const T* row = p + std::min(first + r, y.count - 1) * y.count;
+      for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
-        for (int k = 0; k < 2; ++k) {
-          const int64_t at = j + k * kLanes<V>;
-          V here = {};
-          if (there)
-            here =
-                at + kLanes<V> <= y.count ? load<V>(row + at) : load<V>(row + at, std::max(y.count - at, int64_t(0)));
-          const V away = 1 + d[r][k], w = 1 / away;
-          divergence += here == 0 ? V{} : here * log(V(here * away));
-          store(V((here - w * inverse) * w), to + r * kBlock + at - column);
-        }
-      }
+        for (int k = 0; k < 2; ++k) store(V(1 + d[r][k]), to + r * kBlock + j + k * kLanes<V>);
     }
-    for (int r = 0; r < kRows; ++r) {
-      const int64_t own = first + r - column;
-      if (own >= 0 && own < kBlock) to[r * kBlock + own] = 0;
+    V divergence = {};
+    const int64_t there = std::min(columns, y.count - column), whole = there - there % kLanes<V>;
+    for (int64_t i = first; i < std::min(first + kRows, y.count); ++i, to += kBlock) {
+      const T* row = p + i * y.count + column;
+      for (int64_t j = 0; j < whole; j += kLanes<V>) divergence += pull(load<V>(row + j), to + j);
+      if (whole < there) divergence += pull(load<V>(row + whole, there - whole), to + whole);
+      if (i >= column && i < column + kBlock) to[i - column] = 0;
     }
     return divergence;
+  }
+
+  // The same of a register, in place of 1 / w. Pairs of p = 0 have no part, nor have those of subnormal p, which are
+  // slow to multiply.
+  template <class V>
+  INLINE V pull(const V& p, T* to) const {
+    const V away = load<V>(to), w = 1 / away;
+    store(V((p - w * inverse) * w), to);
+    return p < std::numeric_limits<T>::min() ? V{} : p * log(V(p * away));
   }
 
   // Adds the products of a block of G with the map, one register of coordinates at a time.

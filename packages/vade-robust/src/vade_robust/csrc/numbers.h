@@ -139,25 +139,30 @@ INLINE V polynomial(const V& x, const T (&coefficients)[N]) {
   return result;
 }
 
+template <class T>
+constexpr T power(int n) {
+  T result = 1;
+  for (; n > 0; --n) result *= 2;
+  for (; n < 0; ++n) result /= 2;
+  return result;
+}
+
 // Where the exponential is neither 0 nor infinite, and a little more.
 template <class T>
 inline constexpr T kLeast = std::is_same_v<T, float> ? T(-105) : T(-746);
 template <class T>
 inline constexpr T kGreatest = std::is_same_v<T, float> ? T(89) : T(710);
 
-// e^x for kLeast <= x <= kGreatest, or NaN, to about a unit in the last place, subnormal results included.
-// x = n log 2 + r, and e^r = 1 + r + r^2 q(r) with the best q for |r| <= log(2) / 2.
+// x = n log 2 + r, and e^r = 1 + r + r^2 q(r) with the best q for |r| <= log(2) / 2. Returns e^r, for |n| < 2^20.
 template <class V>
-INLINE V exp_within(const V& x) {
+INLINE V exp_fraction(const V& x, Integers<V>& n) {
   using T = Element<V>;
-  using I = Integers<V>;
   constexpr bool kFloat = std::is_same_v<T, float>;
   constexpr T kShift = kFloat ? T(0x1.8p23) : T(0x1.8p52);  // a sum with it is rounded to an integer
   constexpr T kHigh = kFloat ? T(0x1.63p-1) : T(0x1.62e42feep-1);
   constexpr T kLow = kFloat ? T(-2.12194440e-4) : T(1.90821492927058770002e-10);
-  constexpr int kBits = kFloat ? 23 : 52, kBias = kFloat ? 127 : 1023;
   const V shifted = x * T(1.44269504088896340736) + kShift;
-  const I n = I(shifted) - I(fill<V>(kShift));
+  n = Integers<V>(shifted) - Integers<V>(fill<V>(kShift));
   const V whole = shifted - kShift;
   const V r = (x - whole * kHigh) - whole * kLow;
   V q;
@@ -171,9 +176,30 @@ INLINE V exp_within(const V& x) {
                         2.51101521924018494e-08};
     q = polynomial(r, kQ);
   }
-  const V fraction = (r + r * r * q) + T(1);
-  const I half = n >> 1;  // 2^n may be out of range where the result is not
-  return fraction * V((half + kBias) << kBits) * V((n - half + kBias) << kBits);
+  return (r + r * r * q) + T(1);
+}
+
+template <class V>
+INLINE V power_of_two(const Integers<V>& n) {
+  constexpr bool kFloat = std::is_same_v<Element<V>, float>;
+  return V((n + (kFloat ? 127 : 1023)) << (kFloat ? 23 : 52));
+}
+
+// e^x 2^SHIFT where that is a normal number.
+template <int SHIFT, class V>
+INLINE V exp_normal(const V& x) {
+  Integers<V> n;
+  const V fraction = exp_fraction(x, n);
+  return fraction * power_of_two<V>(n + SHIFT);
+}
+
+// e^x for kLeast <= x <= kGreatest, or NaN, to about a unit in the last place, subnormal results included.
+template <class V>
+INLINE V exp_within(const V& x) {
+  Integers<V> n;
+  const V fraction = exp_fraction(x, n);
+  const Integers<V> half = n >> 1;  // 2^n may be out of range where the result is not
+  return fraction * power_of_two<V>(half) * power_of_two<V>(n - half);
 }
 
 template <class V>
@@ -181,6 +207,21 @@ INLINE V exp(const V& x) {
   using T = Element<V>;
   const V high = x < kLeast<T> ? fill<V>(kLeast<T>) : x;
   return exp_within(V(high > kGreatest<T> ? fill<V>(kGreatest<T>) : high));
+}
+
+// x 2^-SHIFT for a normal x >= 0 or NaN. Where that is subnormal, its bits are those of an integer, found without the
+// multiplication that takes processors a hundred times longer then.
+template <int SHIFT, class V>
+INLINE V scaled_down(const V& x) {
+  using T = Element<V>;
+  using I = Integers<V>;
+  constexpr bool kFloat = std::is_same_v<T, float>;
+  constexpr int kLowest = kFloat ? 126 : 1022;
+  constexpr T kBound = power<T>(SHIFT - kLowest), kShift = kFloat ? T(0x1p23) : T(0x1p52);
+  const auto subnormal = x < kBound;
+  const V normal = (subnormal ? fill<V>(kBound) : x) * power<T>(-SHIFT);
+  const V units = (subnormal ? x : V{}) * power<T>(kLowest + (kFloat ? 23 : 52) - SHIFT) + kShift;
+  return subnormal ? V(I(units) - I(fill<V>(kShift))) : normal;
 }
 
 // log x to about a unit in the last place for a normal x > 0, infinity and NaN. Of 0 and of subnormal numbers it is
