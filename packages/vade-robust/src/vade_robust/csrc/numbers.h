@@ -40,13 +40,6 @@ Scratch<T> make_scratch(int64_t count) {
 
 #ifdef WIDTH
 namespace vade_robust::WIDTH {
-#elif !defined(VADE_ROBUST_NUMBERS_ONCE)
-#define VADE_ROBUST_NUMBERS_ONCE
-#define VADE_ROBUST_NUMBERS_ALONE
-namespace vade_robust {
-#endif
-
-#if defined(WIDTH) || defined(VADE_ROBUST_NUMBERS_ALONE)
 
 template <class T, int BYTES>
 struct Lanes {
@@ -281,30 +274,6 @@ INLINE void transpose(V (&x)[N]) {
   }
 }
 
-#ifdef VADE_ROBUST_NUMBERS_ALONE
-// Runs `task.run<BYTES>(begin, end)` in the code for the widest registers that the processor has.
-#if defined(__x86_64__) && defined(__linux__)
-template <class Task>
-__attribute__((target("arch=x86-64-v4"))) void run_avx512(const Task& task, int64_t begin, int64_t end) {
-  task.template run<64>(begin, end);
-}
-template <class Task>
-__attribute__((target("arch=x86-64-v3"))) void run_avx2(const Task& task, int64_t begin, int64_t end) {
-  task.template run<32>(begin, end);
-}
-#endif
-
-template <class Task>
-void run(const Task& task, int64_t begin, int64_t end) {
-#if defined(__x86_64__) && defined(__linux__)
-  if (__builtin_cpu_supports("x86-64-v4")) return run_avx512(task, begin, end);
-  if (__builtin_cpu_supports("x86-64-v3")) return run_avx2(task, begin, end);
-#endif
-  task.template run<16>(begin, end);
-}
-#undef VADE_ROBUST_NUMBERS_ALONE
-#endif
-
-}  // namespace vade_robust
+}  // namespace vade_robust::WIDTH
 
 #endif
