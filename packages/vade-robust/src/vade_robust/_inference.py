@@ -276,7 +276,8 @@ def _noise(n_samples: int, n_latent: int) -> Tensor:
     if n_latent > SobolEngine.MAXDIM:
         return torch.randn(n_samples, n_latent, generator=torch.Generator().manual_seed(SEED), device="cpu")
     points = SobolEngine(n_latent, scramble=True, seed=SEED).draw(n_samples, dtype=torch.float64)
-    return torch.special.ndtri(points.clamp(2.0**-32, 1 - 2.0**-32)).float()
+    noise: Tensor = torch.special.ndtri(points.clamp(2.0**-32, 1 - 2.0**-32))
+    return noise.float()
 
 
 def _bound(networks: Networks, x: Tensor, *, noise: Tensor, preparation: Preparation) -> tuple[Tensor]:

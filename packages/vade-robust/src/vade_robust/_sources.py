@@ -118,6 +118,16 @@ class Source:
         assert self.preparation is not None
         return self.preparation(raw).to(self.device, non_blocking=True)
 
+    def distinct(self, limit: int) -> int:
+        """How many rows differ from all before them; the count ends at `limit`."""
+        found: set[bytes] = set()
+        for _, raw in self.chunks():
+            for row in (raw.float() if raw.dtype == torch.bfloat16 else raw).cpu().numpy():
+                found.add(row.tobytes())
+                if len(found) >= limit:
+                    return limit
+        return len(found)
+
     def scan(self, *, moments: bool = False) -> Scan:
         scan = Scan()
         for place, raw in self.chunks():

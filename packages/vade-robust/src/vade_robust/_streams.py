@@ -166,10 +166,7 @@ def streamed(X: Any, device: torch.device) -> Source | None:
         if isinstance(X, library.IterableDataset):
             return _hugging_face_stream(X, device)
     if isinstance(X, Dataset):
-        kind = "IterableDataset" if isinstance(X, IterableDataset) else "Dataset"
-        raise TypeError(
-            f"X is a torch {kind}, got {type(X).__name__}: wrap it, torch.utils.data.DataLoader(X, batch_size=...)"
-        )
+        raise TypeError(f"X must come by batches, got a {type(X).__name__}: wrap it in a torch.utils.data.DataLoader")
     if hasattr(X, "__next__"):
         raise TypeError(
             f"X must give its rows again and again, got the one-shot iterator {type(X).__name__}: pass an array, or an "

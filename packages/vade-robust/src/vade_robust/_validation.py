@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from torch import nn
 
@@ -109,7 +111,13 @@ def parameters(estimator: Any) -> dict[str, Any]:
             raise TypeError(f"callbacks must have a method on_epoch_end(estimator, epoch, logs), got {callback!r}")
     if not isinstance(p["verbose"], (bool, Integral)):
         raise TypeError(f"verbose must be a bool or an integer, got {p['verbose']!r}")
-    check_random_state(p["random_state"])
+    try:
+        check_random_state(p["random_state"])
+    except ValueError:
+        raise ValueError(
+            "random_state must be None, an integer in [0, 2**32) or a numpy.random.RandomState, got "
+            f"{p['random_state']!r}"
+        ) from None
     device(p["device"])
     _apply_preset(estimator, p)
     if p["assign"] == "embedding" and p["locality"] == 0:
@@ -142,13 +150,27 @@ def _apply_preset(estimator: Any, p: dict[str, Any]) -> None:
 
 
 def fit(p: dict[str, Any], source: Source) -> None:
-    """Refuses data too small for the parameters; call it once the source's rows are counted (after `_data.prepare`)."""
+    """Refuses data too small for the parameters; call it once the source's rows are counted (after `_data.prepare`).
+
+    Warns of fewer distinct rows than clusters.
+    """
     rows = source.seen
     if rows < 2:
         raise ValueError(f"n_samples={rows} should be >= 2")
     if rows < p["n_clusters"]:
         raise ValueError(f"n_samples={rows} should be >= n_clusters={p['n_clusters']}")
-    size = min(rows, source.batch_size or p["batch_size"])
+    perplexity(p, min(rows, source.batch_size or p["batch_size"]))
+    distinct = source.distinct(p["n_clusters"])
+    if distinct < p["n_clusters"]:
+        warnings.warn(
+            f"X has {distinct} distinct rows, fewer than n_clusters={p['n_clusters']}: some clusters will be empty",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+
+
+def perplexity(p: dict[str, Any], size: int) -> None:
+    """Refuses a perplexity that batches of `size` rows cannot have."""
     if p["locality"] > 0 and p["perplexity"] != "auto" and not 1 <= p["perplexity"] < size - 1:
         raise ValueError(
             f"perplexity must be in [1, b - 1) for batches of b={size} rows, got {p['perplexity']!r}: lower it, raise "

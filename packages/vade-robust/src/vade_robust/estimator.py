@@ -134,7 +134,7 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
             settings = self._settings()
             with self._threads():
                 with _distributed.agreement("the start of partial_fit"):
-                    source = self._go_on(X) if hasattr(self, "module_") else self._start(X, settings)
+                    source = self._go_on(X, settings) if hasattr(self, "module_") else self._start(X, settings)
                 self._join()
                 self._training.prepare(source, settings["callbacks"], estimator=self, verbose=bool(self.verbose))
                 if self._reservoir is None:
@@ -267,12 +267,13 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
         with _distributed.agreement("the check of parameters"):
             return _validation.parameters(self)
 
-    def _go_on(self, X: Any) -> Source:
+    def _go_on(self, X: Any, settings: dict[str, Any]) -> Source:
         """A copy of the training, for the rows of X."""
         self._training = copy.deepcopy(self._training)
         self.module_ = self._training.networks
         self._reservoir = copy.deepcopy(self._reservoir)
-        source = self._source(X)
+        source = self._source(X, read=True)
+        _validation.perplexity(settings, source.batch_size or settings["batch_size"])
         self._n_rows = source.n_rows
         return source
 
@@ -288,10 +289,10 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
         _distributed.broadcast([state])
         training.generator.set_state(state)
 
-    def _source(self, X: Any) -> Source:
+    def _source(self, X: Any, *, read: bool = False) -> Source:
         """The rows of X as those that were fitted."""
         source = _data.source(self, X, device=self.module_.logits.device, shape=self.module_.shape)
-        source.use(self._preparation)
+        source.use(self._preparation, read=read)
         return source
 
     def _assign(self, assign: str | None = None) -> str:
