@@ -129,7 +129,7 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     "loader of dicts": lambda _: DataLoader([{"x": x} for x in torch.from_numpy(NORMAL)], batch_size=30),  # type: ignore[arg-type]
     "batches": lambda _: Batches(),
     "batches of sparse rows": lambda _: Batches(scipy.sparse.csr_array(NORMAL)),
-    "batches of sparse tensors": lambda _: Batches([x.to_sparse() for x in torch.from_numpy(NORMAL).split(50)]),
+    "batches of sparse tensors": lambda _: Parts(),
     "Hugging Face": lambda _: dataset(),
     "Hugging Face, torch": lambda _: dataset(type="torch"),
     "Hugging Face, numpy": lambda _: dataset(type="numpy"),
