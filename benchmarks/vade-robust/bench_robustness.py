@@ -78,10 +78,9 @@ def curves(
     for number, method in enumerate(METHODS):
         for seed in range(seeds):
             model, how = fitted(method, data, settings, seed)
-            told = report(model, X, y, ATTACKS, eps, random_state=0, **how).to_dict()
+            told = report(model, X, y, ATTACKS, eps, random_state=0, **how)
             for attack in ATTACKS:
-                values = [line["accuracy"] for line in told["results"] if line["attack"] == attack]
-                found.setdefault(method, {}).setdefault(attack, []).append(values)
+                found.setdefault(method, {}).setdefault(attack, []).append(told.curve(attack, "acc")[1].tolist())
             context.progress((number + (seed + 1) / seeds) / len(METHODS))
     for attack in ATTACKS:
         lines = {}

@@ -78,7 +78,7 @@ def train_map(
     rows = min(rows, len(mu))
     if rows < FEWEST:
         return
-    steps = min(MAP_STEPS, MAP_EPOCHS * (len(mu) // rows))
+    steps = min(MAP_STEPS, MAP_EPOCHS * math.ceil(len(mu) / rows))
     adam = Adam(dict(t_encoder.named_parameters()), MAP_LR)
     order = torch.empty(0, dtype=torch.int64)
     for step in range(steps):

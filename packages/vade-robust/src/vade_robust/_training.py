@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -59,6 +60,7 @@ class Options:
     prepared_head: bool = True
     floor: bool = False
     exact_perplexity: bool = False
+    whitening: bool = False
 
     def networks(self, shape: Sequence[int], seed: int, module: nn.Module | None = None) -> Networks:
         """Networks for rows of a shape, on the CPU, with weights that depend on the seed alone."""
@@ -266,13 +268,19 @@ class Training:
         return source.epoch(self._rows(source), self.generator, rank=rank, world=size)
 
     def _rows(self, source: Source) -> int:
-        """Rows of a batch. Pretraining halves them until its steps are enough, since few leave a poor encoder: on
-        digits, 50 epochs in batches of 256 rows are 350 steps, and in batches of 64 rows 1,400."""
+        """Rows of a batch: all alike, as a last one of few rows would move the networks as much as a full one.
+
+        Pretraining halves them until its steps are enough, since few leave a poor encoder: on digits, 50 epochs in
+        batches of 256 rows are 350 steps, and in batches of 64 rows 1,400. Presets do neither.
+        """
         rows, epochs = self.options.batch_size, self.options.pretrain_epochs
-        if self.phase == "pretrain" and self.options.prepared_head and source.n_rows is not None:
-            while rows > PRETRAINING_ROWS and epochs * (source.n_rows // rows) < PRETRAINING_STEPS:
-                rows //= 2
-        return rows
+        if not self.options.prepared_head or source.n_rows is None:
+            return rows
+        while (
+            self.phase == "pretrain" and rows > PRETRAINING_ROWS and epochs * source.n_rows < PRETRAINING_STEPS * rows
+        ):
+            rows //= 2
+        return math.ceil(source.n_rows / math.ceil(source.n_rows / rows))
 
     def _pretraining_epoch(self, source: Source, epoch: int) -> dict[str, Any]:
         networks, kind = self.networks.train(), self.options.kind
