@@ -1,4 +1,4 @@
-"""The choice of a run and of K: by separation alone, with every candidate told."""
+"""The choice of K and of a run: without classes, with every candidate told."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def test_k_of_separated_clusters_is_found(blobs: NDArray[np.float64]) -> None:
     assert json.loads(json.dumps(found.to_dict()))["n_clusters"] == 3
 
 
-def test_the_chosen_run_is_the_one_that_its_seed_gives(blobs: NDArray[np.float64]) -> None:
+def test_the_most_representative_run_is_chosen_and_is_the_one_that_its_seed_gives(blobs: NDArray[np.float64]) -> None:
     model = VaDE(3, **{**SMALL, "pretrain_epochs": 3, "epochs": 2})
     found = select(model, blobs, seeds=[0, 1, 2])
-    assert found.seed == max(found.candidates, key=lambda one: one.silhouette).seed
+    assert found.seed == max(found.candidates, key=lambda one: one.stability).seed
     again = VaDE(3, random_state=found.seed, **{**SMALL, "pretrain_epochs": 3, "epochs": 2}).fit(blobs)
     np.testing.assert_array_equal(again.labels_, found.estimator.labels_)
     assert model.random_state is None
