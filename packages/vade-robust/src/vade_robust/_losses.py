@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 LOG_2PI = math.log(2 * math.pi)
 FLOOR = math.log(1e-10)  # what the papers' codes add to each density
+WHITENING = 0.1  # of the mean variance
 FEWEST = 4  # rows of a batch that have a neighbourhood
 
 
@@ -31,6 +32,7 @@ class Weights:
     locality: float = 0.0
     perplexity: float | str = "auto"
     exaggeration: float = 1.0
+    whitening: bool = False
     adversarial: float = 0.0
     floor: bool = False
     exact_perplexity: bool = False
@@ -85,6 +87,17 @@ def perplexity_of(rows: int, perplexity: float | str, *, exact: bool = False) ->
     return perplexity if perplexity < rows - 1 else largest
 
 
+def whitened(x: Tensor) -> Tensor:
+    """Rows whose Euclidean distances are the Mahalanobis distances of x [b, D]: no direction of the latent space counts
+    more because it is longer. A tenth of the mean variance is added to each, or noise would count as much as signal."""
+    centred = x - x.mean(0)
+    covariance = centred.T @ centred / len(x)
+    ridge = WHITENING * covariance.diagonal().mean().clamp(min=torch.finfo(x.dtype).tiny)
+    factor = torch.linalg.cholesky_ex(covariance + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device))[0]
+    rows: Tensor = torch.linalg.solve_triangular(factor, centred.T, upper=False).T.contiguous()
+    return rows
+
+
 def locality(mu: Tensor, y: Tensor, weights: Weights) -> Tensor:
     """KL(P || Q) of t-SNE in the batch: P from the means mu, without gradient, Q from their images y; 0 if b < 4.
 
@@ -93,7 +106,7 @@ def locality(mu: Tensor, y: Tensor, weights: Weights) -> Tensor:
     if mu.shape[0] < FEWEST:
         return y.sum() * 0
     perplexity = perplexity_of(mu.shape[0], weights.perplexity, exact=weights.exact_perplexity)
-    p = _ops.tsne_affinities(mu.detach(), perplexity)
+    p = _ops.tsne_affinities(whitened(mu.detach()) if weights.whitening else mu.detach(), perplexity)
     kl: Tensor = _ops.tsne_kl(y, p if weights.exaggeration == 1 else weights.exaggeration * p)[0]
     return kl
 

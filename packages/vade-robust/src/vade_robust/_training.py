@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ._networks import Networks
 
 PRETRAINING_LR = 1e-3
-PRETRAINING_STEPS, PRETRAINING_ROWS = 1200, 32  # at least so many steps, or of batches so small
+PRETRAINING_STEPS, PRETRAINING_ROWS = 1000, 32  # at least so many steps, or of batches so small
 DECAY, DECAY_EVERY = 0.95, 10
 _PROGRESS = ("phase", "epoch", "stopped", "history", "nonfinite_steps", "streak")
 PATIENCE = 10  # steps in a row that may not be finite

@@ -327,6 +327,7 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
             kind=preparation.kind,
             clamp=preset is None,
             prepared_head=preset is None,
+            whitening=preset is None,
             floor=preset == "lpvdn",
             exact_perplexity=preset == "lpvdn",
         )
