@@ -38,6 +38,8 @@ NORMAL = (RNG.normal(size=(200, 7)) * [1, 2, 3, 4, 5, 6, 7] + [100, 0, 0, 0, 0, 
 NORMAL[RNG.random(NORMAL.shape) < 0.3] = 0
 BYTES = RNG.integers(0, 256, (200, 8, 9), dtype=np.uint8)
 
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+
 
 class Stream(IterableDataset[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
