@@ -37,7 +37,84 @@ def _described(networks: Networks, x: Tensor) -> tuple[Tensor, ...]:
 
 
 class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, DensityMixin, BaseEstimator):
-    """Deep clustering by a variational autoencoder with a Gaussian mixture, made discriminative and local."""
+    """Clusters rows by a variational autoencoder with a Gaussian mixture as its prior, made discriminative and local.
+
+    The loss is L_rec + w_e L_cluster + `mutual_information` (L_MI + L_adv) + `locality` L_local. L_rec is the negative
+    log-likelihood of the decoded latent; L_cluster = KL(q(z, c|x) || p(z, c)), with the best q(c|x) = softmax(a) in
+    closed form,
+
+    a_c = log pi_c - 0.5 sum_d [log 2 pi + ls_cd + (exp(lv_d) + (mu_d - m_cd)^2) / exp(ls_cd)];
+
+    L_MI is the Jensen-Shannon bound of a discriminator T(z, x); L_local = KL(P || Q) is parametric t-SNE of the latent
+    means in the batch, on a map t(mu). New rows are clustered by the nearest KMeans centre on the map, or by the
+    mixture. Rows are encoded one independently of the others, so that predictions never change from call to call.
+
+    Args:
+        n_clusters: Clusters K (8, as scikit-learn's KMeans).
+        n_latent: Dimensions D of the latent space and of the map (10, the papers').
+        hidden: Widths of the encoder's layers, mirrored in the decoder (500, 500, 2000, the papers').
+        encoder: "mlp"; "conv" for images (N, H, W) or (N, C, H, W) of at least 8 x 8; or a module (b, ...) -> (b, H),
+            which is copied and given heads and a perceptron as its decoder.
+        reconstruction: "bernoulli" for rows in [0, 1] (bytes are divided by 255), "gaussian" for all others, which are
+            centred by column and divided by one scalar; "auto" decides by type and range.
+        mutual_information: Weight of L_MI (1.0, LPVDN's); 0 leaves the discriminator out.
+        locality: Weight of L_local (10; 1e-4, LPVDN's, hardly reaches the encoder); 0 leaves the map out.
+        perplexity: Of t-SNE in a batch of b rows; "auto" is min(max(0.01 b, 2), (b - 1) / 3).
+        exaggeration: What P is multiplied by, 1 for plain t-SNE (4).
+        posterior: "exact", or the papers' "sampled", q(c|x) of one draw.
+        assign: What labels are by: "embedding", the map, or "mixture".
+        adversarial: Half the side of the box in which rows are attacked in training, in units of the prepared rows (0).
+        pretrain_epochs: Passes over the rows in which encoder and decoder learn to reconstruct (50). Batches are halved
+            down to 32 rows until there are 1,200 steps, but not by a preset.
+        epochs: Passes over the rows in training (300, the papers').
+        batch_size: Rows of a batch (800, LPVDN's); in a process group those of all processes.
+        lr: Adam's rate, times 0.95 every ten epochs (2e-3, the papers').
+        device: Where to work; None is cuda if present.
+        random_state: An integer makes all the same bits on the same device.
+        n_jobs: Threads of a call; None leaves torch's, -1 is all.
+        verbose: Whether to show a bar for each phase.
+        callbacks: Objects with on_epoch_end(estimator, epoch, logs), which ends the phase if it returns True.
+        warmup: Part of `epochs` over which the weight of the clustering rises from 0 to 1 (1.0; without, components
+            collapse).
+        denoising: Standard deviation of the noise on pretraining's input, in units of the root of the columns' mean
+            variance (1.0).
+        start: Where the mixture comes from: "map" trains t on the latent means and takes KMeans of it, "gmm" fits a
+            diagonal Gaussian mixture ("map").
+        preset: "lpvdn" or "vade" reproduce the papers' codes: sampled posterior, no warm-up, GMM start, an untouched
+            log-variance head. An argument that contradicts it is an error.
+
+    Attributes:
+        labels_: The cluster [N] of each training row, in their order, int32; absent for streams.
+        cluster_centers_: Centres [K, D], in the space of `assign`.
+        means_, covariances_, weights_: The mixture: [K, D], variances [K, D], [K].
+        n_features_in_, n_iter_: Features of a row; finished epochs of training.
+        module_: The networks, an `nn.Module`.
+        history_: A dictionary per epoch: phase, terms of the loss in nats per row, lr, cluster_weight, occupancy,
+            gradient_norm, seconds.
+        diagnostics_: occupancy [K] by the mixture, entropy (mean of q(c|x), nats), collapse (components with less than
+            0.1 / K of the rows), pi, effective_clusters (exp of the occupancy's entropy), active_dims, agreement
+            (adjusted Rand index of mixture and map; None without a map), nonfinite_steps.
+
+    Raises:
+        ValueError: By `fit`: an argument breaks a rule or contradicts another, or X has too few rows, NaN, or values
+            outside the range of its reconstruction.
+        TypeError: By `fit`: an argument or X is of another type.
+        FloatingPointError: By `fit`: ten steps in a row were not finite.
+
+    Example:
+        >>> from sklearn.datasets import load_digits
+        >>> from vade_robust import RobustVaDE
+        >>> X = load_digits().data / 16
+        >>> model = RobustVaDE(10, hidden=(32,), pretrain_epochs=1, epochs=1, random_state=0).fit(X)
+        >>> (model.predict(X) == model.labels_).all()
+        np.True_
+        >>> model.predict_proba(X).shape, model.transform(X).shape
+        ((1797, 10), (1797, 10))
+
+    References:
+        Jiang et al., "Variational Deep Embedding", IJCAI 2017. "Learning Robust Representation for Clustering through
+        Locality Preserving Variational Discriminative Network", arXiv 2012.13489.
+    """
 
     labels_: np.ndarray[Any, Any]
     module_: Networks
@@ -106,9 +183,7 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         tags.input_tags.three_d_array = True
-        tags.classifier_tags = ClassifierTags(
-            multi_class=True
-        )  # asked of whatever has predict_proba and takes sparse rows
+        tags.classifier_tags = ClassifierTags(multi_class=True)  # scikit-learn's check of predict_proba reads it
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
 
@@ -117,7 +192,18 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
         return self.module_.n_latent
 
     def fit(self, X: Any, y: object = None, *, resume: str | os.PathLike[str] | None = None) -> Self:
-        """Trains on the rows of X; y is ignored."""
+        """Trains on the rows of X from the start, or goes on with a checkpoint.
+
+        Args:
+            X: Rows (N, P) or images: an array, a data frame, a scipy sparse matrix (dense for a batch at a time), a
+                tensor, a re-iterable DataLoader (of tuples the first item), or a Hugging Face Dataset with one column.
+            y: Ignored.
+            resume: A file or folder that `callbacks.Checkpoint` wrote; the result is bit for bit that of a fit that was
+                never interrupted.
+
+        Returns:
+            The estimator; as it was before if anything is raised.
+        """
         with self._unchanged_if_it_fails():
             settings = self._settings()
             with self._threads():
@@ -129,7 +215,18 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
         return self
 
     def partial_fit(self, X: Any, y: object = None) -> Self:
-        """Trains for one epoch on the rows of X, the first time after pretraining on them; y is ignored."""
+        """Trains for one epoch on the rows of X, the first time after pretraining on them; memory stays flat.
+
+        Each call is an epoch of the schedule. Centres are those of at most 10,000 of all rows that were seen, a uniform
+        sample; `labels_` are of this call's rows, `diagnostics_` of the sample.
+
+        Args:
+            X: As in `fit`; later calls take any number of rows.
+            y: Ignored.
+
+        Returns:
+            The estimator; as it was before if anything is raised.
+        """
         with self._unchanged_if_it_fails():
             settings = self._settings()
             with self._threads():
@@ -146,39 +243,84 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
         return self
 
     def fit_predict(self, X: Any, y: object = None, **params: Any) -> Any:
-        """Trains on X and returns its labels; y is ignored."""
+        """Trains on X and returns its labels [N].
+
+        Args:
+            X: As in `fit`.
+            y: Ignored.
+            **params: Passed to `fit`.
+        """
         self.fit(X, **params)
         if isinstance(X, Tensor):
             return torch.from_numpy(self.labels_).to(X.device)
         return self.labels_ if hasattr(self, "labels_") else self.predict(X)
 
     def predict(self, X: Any, *, assign: str | None = None) -> Any:
-        """The cluster of each row."""
+        """The cluster of each row, int32 [N]; of the training rows, `labels_`.
+
+        Args:
+            X: As in `fit`.
+            assign: "embedding" or "mixture"; None is that of the fit.
+        """
         return self._answer(X, lambda blocks: blocks.labels(self._assign(assign)))
 
     def predict_proba(self, X: Any, *, assign: str | None = None) -> Any:
-        """Membership of each row in each cluster."""
+        """Membership of each row in each cluster [N, K], of rows that sum to 1; its argmax is what `predict` gives.
+
+        By the mixture softmax(a); on the map 1 / (1 + |t(mu) - k_c|^2), normalised.
+
+        Args:
+            X: As in `fit`.
+            assign: "embedding" or "mixture"; None is that of the fit.
+        """
         return self._answer(X, lambda blocks: blocks.memberships(self._assign(assign)))
 
     def transform(self, X: Any, *, space: str | None = None) -> Any:
-        """The rows in the map or in the latent space."""
+        """The rows on the map or in the latent space [N, D].
+
+        Args:
+            X: As in `fit`.
+            space: "embedding", t(mu), or "latent", mu; None is that of `cluster_centers_`.
+        """
         return self._answer(X, lambda blocks: blocks.latent() if self._space(space) == "latent" else blocks.embedding())
 
     def score_samples(self, X: Any, *, n_samples: int = 16) -> Any:
-        """A lower bound of each row's log-likelihood in nats."""
+        """The importance-weighted lower bound on each row's log-likelihood [N], in nats and the user's units.
+
+        Args:
+            X: As in `fit`.
+            n_samples: Draws per row (16), the same noise for every row and call; more are tighter.
+        """
         _validation.count("n_samples", n_samples)
         return self._answer(X, lambda blocks: blocks.score_samples(n_samples))
 
     def score(self, X: Any, y: object = None) -> float:
-        """The mean of `score_samples`; y is ignored."""
+        """The mean of `score_samples` over the rows.
+
+        Args:
+            X: As in `fit`.
+            y: Ignored.
+        """
         return float(self.score_samples(X).mean())
 
     def reconstruct(self, X: Any) -> Any:
-        """The rows as they are decoded from the means of their latents."""
+        """The rows as they are decoded from the means of their latents, in the shape and units of X.
+
+        Args:
+            X: As in `fit`.
+        """
         return self._answer(X, lambda blocks: blocks.reconstruct())
 
     def sample(self, n: int = 1, *, cluster: int | None = None) -> tuple[Any, Any]:
-        """New rows and the components that they come from."""
+        """New rows (n, ...), decoded means of draws from the mixture, and the components [n] that these come from.
+
+        Args:
+            n: How many (1).
+            cluster: The component to draw from; None draws it by `weights_`.
+
+        Raises:
+            ValueError: `n` or `cluster` is out of range.
+        """
         check_is_fitted(self)
         _validation.count("n", n)
         n_clusters = len(self.module_.logits)
@@ -426,7 +568,64 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 
 
 class VaDE(RobustVaDE):
-    """Variational deep embedding (Jiang et al., 2017) with the exact posterior and both stabilisers."""
+    """Clusters rows by variational deep embedding, with the exact posterior and a start that does not collapse.
+
+    The loss is L_rec + w_e L_cluster of `RobustVaDE`, without discriminator and map; labels are by the mixture.
+
+    Args:
+        n_clusters: Clusters K (8, as scikit-learn's KMeans).
+        n_latent: Dimensions D of the latent space and of the map (10, the papers').
+        hidden: Widths of the encoder's layers, mirrored in the decoder (500, 500, 2000, the papers').
+        encoder: "mlp"; "conv" for images (N, H, W) or (N, C, H, W) of at least 8 x 8; or a module (b, ...) -> (b, H),
+            which is copied and given heads and a perceptron as its decoder.
+        reconstruction: "bernoulli" for rows in [0, 1] (bytes are divided by 255), "gaussian" for all others, which are
+            centred by column and divided by one scalar; "auto" decides by type and range.
+        posterior: "exact", or the paper's "sampled", q(c|x) of one draw.
+        assign: "mixture", the only one without a map.
+        pretrain_epochs: Passes over the rows in which encoder and decoder learn to reconstruct (50). Batches are halved
+            down to 32 rows until there are 1,200 steps.
+        epochs: Passes over the rows in training (300).
+        batch_size: Rows of a batch (800, LPVDN's); in a process group those of all processes.
+        lr: Adam's rate, times 0.95 every ten epochs (2e-3, the papers').
+        device: Where to work; None is cuda if present.
+        random_state: An integer makes all the same bits on the same device.
+        n_jobs: Threads of a call; None leaves torch's, -1 is all.
+        verbose: Whether to show a bar for each phase.
+        callbacks: Objects with on_epoch_end(estimator, epoch, logs), which ends the phase if it returns True.
+        warmup: Part of `epochs` over which the weight of the clustering rises from 0 to 1 (1.0; without, components
+            collapse).
+        denoising: Standard deviation of the noise on pretraining's input, in units of the root of the columns' mean
+            variance (1.0).
+        start: Where the mixture comes from: "map" trains a map on the latent means and takes KMeans of it, "gmm" fits a
+            diagonal Gaussian mixture ("map").
+
+    Attributes:
+        labels_: The cluster [N] of each training row, in their order, int32; absent for streams.
+        cluster_centers_: Centres [K, D], the mixture's means.
+        means_, covariances_, weights_: The mixture: [K, D], variances [K, D], [K].
+        n_features_in_, n_iter_: Features of a row; finished epochs of training.
+        module_: The networks, an `nn.Module`.
+        history_: A dictionary per epoch: phase, terms of the loss in nats per row, lr, cluster_weight, occupancy,
+            gradient_norm, seconds.
+        diagnostics_: occupancy [K] by the mixture, entropy (mean of q(c|x), nats), collapse (components with less than
+            0.1 / K of the rows), pi, effective_clusters (exp of the occupancy's entropy), active_dims, agreement
+            (adjusted Rand index of mixture and map; None here), nonfinite_steps.
+
+    Raises:
+        ValueError, TypeError, FloatingPointError: As `RobustVaDE`.
+
+    Example:
+        >>> from sklearn.datasets import load_digits
+        >>> from vade_robust import VaDE
+        >>> X = load_digits().data / 16
+        >>> model = VaDE(10, hidden=(32,), pretrain_epochs=1, epochs=1, random_state=0).fit(X)
+        >>> rows, labels = model.sample(5)
+        >>> rows.shape
+        (5, 64)
+
+    Reference:
+        Jiang et al., "Variational Deep Embedding", IJCAI 2017.
+    """
 
     mutual_information = 0.0
     locality = 0.0
