@@ -70,9 +70,13 @@ class Rows:
         size = max(1, min(rows, ELEMENTS // math.prod(self.shape)))
         return (slice(start, min(start + size, len(self))) for start in range(0, len(self), size))
 
-    def rounded(self, x: Tensor) -> Tensor:
-        """Changed rows as an estimator gets them, which may be in float32."""
-        return x.to(torch.float32).to(torch.float64) if self.dtype == np.float32 else x
+    def rounded(self, changed: Tensor, x: Tensor) -> Tensor:
+        """Changed rows as an estimator gets them, which may be in float32: no farther from x by that."""
+        if self.dtype != np.float32:
+            return changed
+        single = changed.to(torch.float32)
+        farther = (single.to(torch.float64) - x).abs() > (changed - x).abs()
+        return torch.where(farther, single.nextafter(x.to(torch.float32)), single).to(torch.float64)
 
     def as_given(self, x: Tensor, divisor: float = 1.0) -> Any:
         """Changed rows as the user's kind of array."""

@@ -305,7 +305,7 @@ def report(
                                 low=low,
                                 high=high,
                             )
-                    changed = target.rows.rounded(changed)
+                    changed = target.rows.rounded(changed, x)
                     labels[name, size][block] = target.labels(changed)
                     deltas[name, size] = max(deltas[name, size], float((changed - x).abs().max()))
                     norms[name, size] += float(steepness.sum())
