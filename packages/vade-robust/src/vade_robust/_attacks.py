@@ -139,8 +139,6 @@ def target(estimator: Any, X: Any, *, assign: str | None, clip: Any, scores: Any
             )
         if estimator.module_.logits.device.type != "cpu":
             block = ROWS_OF_GPU
-    elif assign is not None:
-        raise ValueError(f"assign={assign!r} is for RobustVaDE and VaDE, got {type(estimator).__name__}")
     if not isinstance(clip, str):
         box = _box(clip, rows.shape)
     elif clip != "auto":
@@ -166,7 +164,7 @@ def target(estimator: Any, X: Any, *, assign: str | None, clip: Any, scores: Any
     else:
 
         def labels(x: Tensor) -> NDArray[np.int64]:
-            return _integers(estimator.predict(rows.as_given(x, divisor), **arguments))
+            return integers(estimator.predict(rows.as_given(x, divisor), **arguments))
 
     name = type(estimator).__name__ if estimator is not None else getattr(scores, "__name__", type(scores).__name__)
     if hasattr(estimator, "steps"):
@@ -188,7 +186,15 @@ def _box(clip: Any, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def _integers(labels: Any) -> NDArray[np.int64]:
+def has_assign(estimator: Any) -> bool:
+    """Whether `predict` has a choice between the mixture and the map."""
+    from .estimator import RobustVaDE
+
+    return isinstance(estimator, RobustVaDE)
+
+
+def integers(labels: Any) -> NDArray[np.int64]:
+    """Labels that `predict` gave."""
     labels = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(f"predict must give an integer label per row, got shape {labels.shape} of {labels.dtype}")

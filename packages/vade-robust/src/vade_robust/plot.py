@@ -110,6 +110,7 @@ def embedding(
         raise ValueError(f"points must be a matrix [N, D] with a row at least, got shape {points.shape}")
     random = np.random.RandomState(random_state)
     order = random.permutation(len(points))[:max_rows]
+    counts = np.bincount(codes, minlength=len(keys))
     n_rows, points, codes = len(points), points[order].astype(np.float64), codes[order]
     plane, axes = _plane(points, projection)
 
@@ -140,12 +141,11 @@ def embedding(
                 place[0], place[1], _short(text, 14), ha="center", va="center", color=INK, path_effects=halo, **weight
             )
     if few:
-        counts = np.bincount(codes, minlength=len(keys)) * (n_rows / len(codes))
         handles = [
             Line2D([], [], marker="o", linestyle="", markersize=6, markeredgewidth=0, color=colours[c])
             for c in present.tolist()
         ]
-        texts = [f"{_short(shown[c], 24)}  ({counts[c]:,.0f})" for c in present.tolist()]
+        texts = [f"{_short(shown[c], 24)}  ({counts[c]:,})" for c in present.tolist()]
         where: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0.0}
         ax.legend(handles, texts, title="cluster (rows)", frameon=False, fontsize=9, alignment="left", **where)
     if title is None:

@@ -38,7 +38,7 @@ class RobustnessPoint:
         eps: The size of the attack, in units of X.
         consistency: The share of rows that keep the label they had unchanged.
         acc, nmi, ari: Against the classes. For `acc` clusters keep the classes that were matched with them on unchanged
-            rows.
+            rows. Attacks know no classes: a row that was wrong may become right, and a small attack may raise them.
         max_delta: The largest change of any feature of any row, in units of X.
         gradient_norm: The Euclidean norm of the margin's gradient, per unit of X, where the attack stepped: mean over
             rows and steps.
@@ -173,7 +173,8 @@ def report(
 
     ==============  =================================================================================================
     "gaussian"      x + eps N(0, 1)
-    "salt_pepper"   each feature goes with probability eps / (width of the box) to the box's lower or upper end
+    "salt_pepper"   each feature goes with probability eps / (width of the box) to the box's lower or upper end:
+                    fewer features than the others change, by more
     "fgsm"          x + eps sign(gradient) (Goodfellow et al., 2015)
     "pgd"           from a random start in the cube |x' - x| <= eps `steps` such steps of `step_size`, back into the
                     cube each (Madry et al., 2018); for every row the best of x, of FGSM and of all iterates
@@ -243,7 +244,9 @@ def report(
     if estimator is not None and not hasattr(estimator, "predict"):
         raise TypeError(f"estimator must have `predict`, for changed rows are new rows: {type(estimator).__name__}")
     if estimator is not None:
-        clean = _attacks._integers(estimator.predict(X, **({} if assign is None else {"assign": assign})))
+        if assign is not None and not _attacks.has_assign(estimator):
+            raise ValueError(f"assign={assign!r} is for RobustVaDE and VaDE, got {type(estimator).__name__}")
+        clean = _attacks.integers(estimator.predict(X, **({} if assign is None else {"assign": assign})))
     target = _attacks.target(estimator, X, assign=assign, clip=clip, scores=scores)
     n_rows = len(target.rows)
     sizes = _sizes(eps, target.width)
