@@ -23,7 +23,7 @@ namespace vade_robust {
 namespace {
 
 Tensor tsne_affinities(const Tensor& x, double perplexity) {
-  STD_TORCH_CHECK(x.dim() == 2 && x.is_contiguous(), "x must be [B, D] and contiguous");
+  STD_TORCH_CHECK(x.dim() == 2 && x.size(1) > 0 && x.is_contiguous(), "x must be [B, D], D > 0, and contiguous");
   const int64_t count = x.size(0);
   const Tensor p = torch::stable::new_empty(x, {count, count});
   use_large_pages(p.mutable_data_ptr(), p.numel() * int64_t(p.element_size()));

@@ -49,7 +49,7 @@ namespace {
 
 std::tuple<Tensor, Tensor> tsne_kl(const Tensor& y, const Tensor& p) {
   const int64_t count = y.size(0);
-  STD_TORCH_CHECK(y.dim() == 2 && y.is_contiguous(), "y must be [B, D] and contiguous");
+  STD_TORCH_CHECK(y.dim() == 2 && y.size(1) > 0 && y.is_contiguous(), "y must be [B, D], D > 0, and contiguous");
   STD_TORCH_CHECK(p.dim() == 2 && p.size(0) == count && p.size(1) == count && p.is_contiguous(),
                   "p must be [B, B] and contiguous");
   STD_TORCH_CHECK(p.scalar_type() == y.scalar_type(), "y and p must be of one dtype");
