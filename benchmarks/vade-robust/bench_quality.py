@@ -38,7 +38,7 @@ BASELINES: dict[str, Method] = {
     "GaussianMixture diag": mixture("diag"),
     "GaussianMixture full": mixture("full"),
 }
-WORDS = {**SMALL, "pretrain_epochs": 15, "epochs": 30, "reconstruction": "gaussian"}
+WORDS = {**SMALL, "pretrain_epochs": 5, "epochs": 20, "reconstruction": "gaussian", "denoising": 2.5}
 TEXT: dict[str, Method] = {"KMeans": kmeans, "LSA50, KMeans": lsa_kmeans, "LSA50, GaussianMixture full": lsa_mixture}
 SHRUNK: dict[str, Method] = {
     "KMeans": kmeans,
