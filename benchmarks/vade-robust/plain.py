@@ -20,14 +20,15 @@ if TYPE_CHECKING:
 
 def affinities(x: Tensor, perplexity: float) -> Tensor:
     """P as the authors' code makes it in every step."""
-    distances = pairwise_distances(x.numpy(), metric="euclidean", squared=True)
-    return torch.from_numpy(squareform(_joint_probabilities(distances, perplexity, 0)).astype(np.float32))
+    distances = pairwise_distances(x.cpu().numpy(), metric="euclidean", squared=True)
+    p = torch.from_numpy(squareform(_joint_probabilities(distances, perplexity, 0)).astype(np.float32))
+    return p.to(x.device)
 
 
 def divergence(y: Tensor, p: Tensor) -> Tensor:
     """KL(P || Q), written down and left to autograd."""
     weights = 1 / (1 + (y[:, None] - y).square().sum(2))
-    weights = weights * (1 - torch.eye(len(y), dtype=y.dtype))
+    weights = weights * (1 - torch.eye(len(y), dtype=y.dtype, device=y.device))
     q = (weights / weights.sum()).clamp(min=1e-12)
     return (p * (p.clamp(min=1e-12).log() - q.log())).sum()
 
@@ -65,7 +66,7 @@ class Plain(nn.Module):
         densities = -0.5 * (
             math.log(2 * math.pi) + self.log_scales + (again[:, None] - self.centers).square() / scales
         ).sum(2)
-        densities = torch.logaddexp(log_weights + densities, torch.tensor(math.log(1e-10)))
+        densities = torch.logaddexp(log_weights + densities, x.new_tensor(math.log(1e-10)))
         log_posterior = densities.log_softmax(1)
         squares = log_variance.exp()[:, None] + (mean[:, None] - self.centers).square()
         scores = log_weights - 0.5 * (math.log(2 * math.pi) + self.log_scales + squares / scales).sum(2)
