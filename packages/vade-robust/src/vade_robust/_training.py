@@ -163,7 +163,7 @@ class Training:
             if kind in parts and rest:
                 parts[kind][rest] = value
         expected = self.networks.state_dict()
-        _same_tensors(parts["networks"], {name: tuple(value.shape) for name, value in expected.items()}, "networks.")
+        _same_tensors(parts["networks"], expected, "networks.")
         for name in ("shift", "scale", "low", "high"):
             if not torch.equal(parts["networks"][name].to(expected[name]), expected[name]):
                 raise ValueError(f"the training to go on with had other rows: X gives another `{name}`")
@@ -172,8 +172,7 @@ class Training:
             setattr(self, name, copy.copy(state[name]))
         self.optimizer = self._adam()
         if parts["optimizer"]:
-            moments = {name: tuple(value.shape) for name, value in self.optimizer.state().items()}
-            _same_tensors(parts["optimizer"], moments, "optimizer.")
+            _same_tensors(parts["optimizer"], self.optimizer.state(), "optimizer.")
             self.optimizer.load(parts["optimizer"])
         self.generator.set_state(state["generator"])
 
@@ -342,15 +341,17 @@ class Training:
         self.optimizer.step(sums.add(values, self.optimizer.gradient_norm(), rows))
 
 
-def _same_tensors(found: dict[str, Any], expected: dict[str, tuple[int, ...]], prefix: str) -> None:
+def _same_tensors(found: dict[str, Any], expected: dict[str, Tensor], prefix: str) -> None:
     for name in sorted(found.keys() ^ expected.keys()):
         what = "has no" if name in expected else "has an unknown"
         raise ValueError(f"the state of the training {what} {prefix + name!r}")
-    for name, shape in expected.items():
-        value = found[name]
-        if not isinstance(value, Tensor) or tuple(value.shape) != shape:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{prefix + name!r} of the training's state must be of shape {shape}, got {got}")
+    for name, own in expected.items():
+        value, shape = found[name], tuple(own.shape)
+        if not isinstance(value, Tensor) or value.dtype != own.dtype or tuple(value.shape) != shape:
+            got = f"{value.dtype} of {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"{prefix + name!r} of the training's state must be {own.dtype} of shape {shape}, got {got}"
+            )
 
 
 class _Sums:

@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from torch import nn
@@ -72,7 +73,9 @@ def parameters(estimator: Any) -> dict[str, Any]:
     Raises ValueError or TypeError naming the argument, the rule and the value.
     """
     given = estimator.get_params(deep=False)
-    p: dict[str, Any] = {**ABSENT, **given}
+    classes: list[Any] = [cls for cls in type(estimator).__mro__ if issubclass(cls, BaseEstimator)]
+    inherited = {name for cls in classes for name in cls._get_param_names() if hasattr(estimator, name)}
+    p: dict[str, Any] = {**ABSENT, **{name: getattr(estimator, name) for name in inherited}, **given}
     for name in _COUNTS:
         count(name, p[name])
     hidden = p["hidden"]
