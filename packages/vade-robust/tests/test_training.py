@@ -244,7 +244,10 @@ def test_a_state_of_other_options_or_rows_is_refused() -> None:
     with pytest.raises(ValueError, match=r"has lr=0\.002, this one has lr=0\.01"):
         RobustVaDE(**SMALL, lr=0.01).fit(X)._training.load(state)
     wrong = {**state, "networks.mean.weight": torch.zeros(2, 2)}
-    with pytest.raises(ValueError, match=r"'networks.mean.weight' .* must be torch\.float32 of shape \(4, 16\), got torch\.float32 of \(2, 2\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"'networks.mean.weight' .* must be torch\.float32 of shape \(4, 16\), got torch\.float32 of \(2, 2\)",
+    ):
         RobustVaDE(**SMALL).fit(X)._training.load(wrong)
     del wrong["networks.mean.weight"]
     with pytest.raises(ValueError, match=r"has no 'networks\.mean.weight'"):
