@@ -138,6 +138,22 @@ def test_pgd_never_has_a_smaller_margin_than_fgsm_and_the_unchanged_row() -> Non
     assert ((best - x).abs() <= 0.3 + 1e-12).all()
 
 
+def test_the_map_is_attacked_along_the_mixture_too(models: dict[str, Any], digits: Any) -> None:
+    """A map of plateaus looks robust to attacks that follow its own gradient alone: it is what they cannot see."""
+    x = torch.from_numpy(digits[0]).double()
+    labels = torch.from_numpy(models["RobustVaDE"].predict(digits[0])).long()
+    scores, guide = (_attacks.scores_of(models["RobustVaDE"], assign) for assign in ("embedding", "mixture"))
+    box = {"low": torch.zeros_like(x), "high": torch.ones_like(x)}
+    torch.manual_seed(0)
+    options = {"eps": 0.15, "start": 2 * torch.rand_like(x) - 1, "candidates": (x,), "steps": 10, "step_size": 0.04}
+    alone, _ = _attacks.many_steps(scores, x, labels, **options, **box)
+    guided, _ = _attacks.many_steps(scores, x, labels, guides=(guide,), **options, **box)
+    with torch.no_grad():
+        margins = [_attacks.margin(scores, changed, labels) for changed in (alone, guided)]
+    assert (margins[1] >= margins[0]).all()
+    assert (margins[1] > 0).sum() > (margins[0] > 0).sum()
+
+
 def test_fgsm_and_pgd_need_exactly_the_distance_to_the_boundary() -> None:
     mixture, X = two_groups()
     m, v = mixture.means_, mixture.covariances_[0]

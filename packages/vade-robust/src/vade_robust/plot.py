@@ -70,7 +70,7 @@ def embedding(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draws the rows as points on a plane, coloured by cluster, with the clusters' numbers at their medians.
+    """Draws the rows as points on a plane, coloured by cluster, with the clusters' numbers at their middles.
 
     Up to ten clusters have colours of their own; of more, clusters that lie near each other have different ones.
 
@@ -115,12 +115,12 @@ def embedding(
     plane, axes = _plane(points, projection)
 
     present = np.unique(codes)
-    medians = np.array([np.median(plane[codes == c], axis=0) for c in present])
+    medians = np.array([_middle(plane[codes == c]) for c in present])
     colours = dict(zip(present.tolist(), _colours(present, medians, len(keys)), strict=True))
     created = ax is None
     if ax is None:
         _, ax = pyplot.subplots(figsize=(6.4, 5.2), layout="constrained")
-    size = float(np.clip(12_000 / len(plane), 1.5, 26))
+    size = float(np.clip(20_000 / len(plane), 2, 30))
     ax.scatter(
         plane[:, 0],
         plane[:, 1],
@@ -384,9 +384,8 @@ def history(
         for c in range(n_clusters):
             line: dict[str, Any] = {"color": PALETTE[c % len(PALETTE)], "alpha": 0.9 if n_clusters <= 20 else 0.5}
             ax.plot(epochs, shares[:, c], linewidth=1.5, **line, **dots)
-            if n_clusters <= LEGEND:
-                line |= {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
-                ax.annotate(str(c), (epochs[-1], shares[-1, c]), annotation_clip=False, **line)
+        if n_clusters <= LEGEND:
+            _ends(ax, float(epochs[-1]), shares[-1], float(shares.max()))
         limit = 0.1 / n_clusters
         ax.axhline(limit, color=INK, linewidth=1, linestyle=(0, (4, 3)))
         note: dict[str, Any] = {"textcoords": "offset points", "va": "bottom", "fontsize": 9, "color": INK}
@@ -408,6 +407,20 @@ def history(
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _clean(ax)
     return ax
+
+
+def _ends(ax: Axes, x: float, values: NDArray[Any], top: float) -> None:
+    """Numbers of lines where they end; lines that end together share a text."""
+    groups: list[list[int]] = []
+    for c in np.argsort(values, kind="stable").tolist():
+        if groups and values[c] - values[groups[-1][0]] < 0.04 * top:
+            groups[-1].append(c)
+        else:
+            groups.append([c])
+    for group in groups:
+        style: dict[str, Any] = {"color": INK if len(group) > 1 else PALETTE[group[0] % len(PALETTE)], "fontsize": 8}
+        style |= {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
+        ax.annotate(", ".join(map(str, sorted(group))), (x, float(values[group].mean())), **style)
 
 
 def _array(values: Any) -> NDArray[Any]:
@@ -461,6 +474,12 @@ def _plane(points: NDArray[Any], projection: Any) -> tuple[NDArray[Any], tuple[s
     plane[:, : len(directions)] = points @ directions.T
     share = np.append(share, 0.0)
     return plane, (f"component 1 ({share[0]:.0%} of variance)", f"component 2 ({share[1]:.0%} of variance)")
+
+
+def _middle(points: NDArray[Any]) -> NDArray[Any]:
+    """The point that is nearest to the median of all: a cluster of two parts has nothing in between."""
+    nearest: NDArray[Any] = points[np.square(points - np.median(points, axis=0)).sum(1).argmin()]
+    return nearest
 
 
 def _colours(present: NDArray[Any], medians: NDArray[Any], n_labels: int) -> list[str]:

@@ -177,7 +177,8 @@ def report(
                     fewer features than the others change, by more
     "fgsm"          x + eps sign(gradient) (Goodfellow et al., 2015)
     "pgd"           from a random start in the cube |x' - x| <= eps `steps` such steps of `step_size`, back into the
-                    cube each (Madry et al., 2018); for every row the best of x, of FGSM and of all iterates
+                    cube each (Madry et al., 2018); for every row the best of x, of FGSM and of all iterates. On the map
+                    ("embedding") also along the mixture's scores, and again along the map's from the best of these
     ==============  =================================================================================================
 
     Args:
@@ -307,6 +308,7 @@ def report(
                                 step_size=2.5 * size / steps if step_size is None else step_size,
                                 low=low,
                                 high=high,
+                                guides=target.guides,
                             )
                     changed = target.rows.rounded(changed, x)
                     labels[name, size][block] = target.labels(changed)
