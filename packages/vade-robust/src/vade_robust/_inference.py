@@ -183,9 +183,7 @@ def _results(
 
 def _block(networks: Networks, rows: Tensor, size: int, work: Work) -> tuple[Tensor, ...]:
     with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
-        padded = rows.new_zeros(
-            size, *rows.shape[1:]
-        )  # a copy also where it is full: encoders may write to their input
+        padded = rows.new_zeros(size, *rows.shape[1:])  # a copy of full ones too: encoders may write to their input
         padded[: len(rows)] = rows
         return tuple(result[: len(rows)] for result in work(networks, padded))
 
