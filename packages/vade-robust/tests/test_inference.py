@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from vade_robust._inference import Blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 CPU = torch.device("cpu")
 ROWS = 530  # two blocks and a part of one
@@ -159,6 +162,58 @@ def test_autocast_of_the_caller_changes_nothing() -> None:
         mine = everything(networks, preparation, X)
     for a, b in zip(mine, everything(networks, preparation, X), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:component")
+@pytest.mark.parametrize("setting", ["float64", "a device", "no_grad", "inference_mode", "autocast"])
+def test_what_the_caller_has_set_torch_to_changes_nothing(setting: str, tmp_path: Path) -> None:
+    X = np.random.default_rng(0).normal(size=(100, 5)).astype(np.float32)
+    settings: dict[str, Any] = {"n_clusters": 2, "hidden": (8,), "pretrain_epochs": 1, "epochs": 2, "random_state": 0}
+    estimator = RobustVaDE(**settings, device="cpu").fit(X)
+    estimator.save(tmp_path / "model")
+
+    def results() -> list[Any]:
+        again = RobustVaDE(**settings, device="cpu").fit(X)
+        loaded = RobustVaDE.load(tmp_path / "model", device="cpu")
+        again.partial_fit(X)
+        return [
+            *(e.predict_proba(X) for e in (again, loaded)),
+            *(e.score_samples(X) for e in (again, loaded)),
+            *(e.reconstruct(X) for e in (again, loaded)),
+            *again.sample(3),
+            *loaded.sample(3),
+        ]
+
+    expected = results()
+    with ExitStack() as stack:
+        if setting == "float64":
+            stack.callback(torch.set_default_dtype, torch.float32)
+            torch.set_default_dtype(torch.float64)
+        elif setting == "a device":
+            stack.callback(torch.set_default_device, None)
+            torch.set_default_device("meta")
+        else:
+            modes = {
+                "no_grad": torch.no_grad,
+                "inference_mode": torch.inference_mode,
+                "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+            }
+            stack.enter_context(modes[setting]())
+        found = results()
+        assert (torch.get_default_dtype() == torch.float64) == (setting == "float64")
+        assert (torch.get_default_device().type == "meta") == (setting == "a device")
+        assert torch.is_inference_mode_enabled() == (setting == "inference_mode")
+        assert torch.is_autocast_enabled("cpu") == (setting == "autocast")
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_threads_of_the_caller_may_predict_at_once() -> None:
+    networks, preparation, X = build("small networks")
+    expected = everything(networks, preparation, X)
+    with ThreadPoolExecutor(4) as pool:
+        for results in pool.map(lambda _: everything(networks, preparation, X), range(8)):
+            assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
 def test_an_error_in_a_thread_is_the_error_and_threads_are_as_before(threads: int) -> None:

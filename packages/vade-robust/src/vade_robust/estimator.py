@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from . import _data, _diagnostics, _distributed, _inference, _initialising, _validation
 from ._inference import Blocks
+from ._surroundings import undisturbed
 from ._training import Options, Training
 
 if TYPE_CHECKING:
@@ -402,7 +403,8 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
         """
         from . import _saving
 
-        return _saving.load(cls, folder, device=device, encoder=encoder)
+        with undisturbed():
+            return _saving.load(cls, folder, device=device, encoder=encoder)
 
     def _settings(self) -> dict[str, Any]:
         """The parameters in force, checked."""
@@ -556,15 +558,17 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 
     @contextmanager
     def _threads(self) -> Iterator[None]:
-        if self.n_jobs is None:
-            yield
-            return
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.n_jobs if self.n_jobs > 0 else max(1, (os.cpu_count() or 1) + 1 + self.n_jobs))
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+        """The threads of a call, and torch as it comes."""
+        with undisturbed():
+            if self.n_jobs is None:
+                yield
+                return
+            before = torch.get_num_threads()
+            torch.set_num_threads(self.n_jobs if self.n_jobs > 0 else max(1, (os.cpu_count() or 1) + 1 + self.n_jobs))
+            try:
+                yield
+            finally:
+                torch.set_num_threads(before)
 
 
 class VaDE(RobustVaDE):
