@@ -198,6 +198,9 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
         Args:
             X: Rows (N, P) or images: an array, a data frame, a scipy sparse matrix (dense for a batch at a time), a
                 tensor, a re-iterable DataLoader (of tuples the first item), or a Hugging Face Dataset with one column.
+                Bytes are taken as pixels and divided by 255, unless all are 0 and 1. A loader decides on its batches;
+                results are in the order of its dataset, however it shuffles. Where a sampler leaves rows out, and for
+                streams, they are in the order in which the rows come, and there is no `labels_`.
             y: Ignored.
             resume: A file or folder that `callbacks.Checkpoint` wrote; the result is bit for bit that of a fit that was
                 never interrupted.
