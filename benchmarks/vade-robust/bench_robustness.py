@@ -48,7 +48,7 @@ def fitted(method: str, data: Set, settings: dict[str, Any], seed: int) -> tuple
     X, clusters = dense(data), data.classes
     if method == PEER:
         model = quietly(clustpy_vade(X.shape[1], clusters, seed, **settings).fit, X)
-        return model, {"scores": Attacked(model)}
+        return None, {"scores": Attacked(model)}
     model = {
         OURS: lambda: RobustVaDE(clusters, random_state=seed, **settings),
         f"{OURS}, adversarial": lambda: RobustVaDE(clusters, random_state=seed, adversarial=0.1, **settings),
