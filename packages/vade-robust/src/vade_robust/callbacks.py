@@ -79,9 +79,8 @@ class Checkpoint(Callback):
         >>> X = load_digits().data / 16
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     estimator = RobustVaDE(10, hidden=(32,), pretrain_epochs=2, epochs=3, random_state=0)
-        ...     estimator.set_params(callbacks=[Checkpoint(folder, every=1)]).fit(X)  # killed? then:
+        ...     first = estimator.set_params(callbacks=[Checkpoint(folder, every=1)]).fit(X)  # killed? then:
         ...     same = estimator.fit(X, resume=folder)
-        RobustVaDE(...)
     """
 
     writes = True
