@@ -13,9 +13,9 @@ from material import Set, clustpy_vade, dense, digits, mnist, quietly
 from runs import LARGE, OURS, SMALL
 from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture
-from vade_robust.robustness import report
 
 from vade_robust import RobustVaDE, VaDE
+from vade_robust.robustness import report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
