@@ -184,6 +184,8 @@ def test_perplexity_is_compared_with_the_rows_of_a_batch_that_there_are() -> Non
         ({"preset": "lpvdn", "adversarial": 0.1}, r"preset='lpvdn' .* adversarial=0\.1"),
         ({"preset": "lpvdn", "assign": "mixture"}, r"preset='lpvdn' .* assign='mixture'"),
         ({"preset": "vade", "locality": 1e-3}, r"preset='vade' .* locality=0\.001"),
+        ({"preset": "vade", "perplexity": 5.0}, r"preset='vade' .* perplexity=5\.0"),
+        ({"preset": "vade", "exaggeration": 2.0}, r"preset='vade' .* exaggeration=2\.0"),
         ({"preset": "vade", "mutual_information": 0.5}, r"preset='vade' .* mutual_information=0\.5"),
     ],
     ids=str,
@@ -453,6 +455,19 @@ def test_an_encoder_that_gives_no_vector_per_row_is_refused() -> None:
     assert_refused(estimator, lambda e: e.fit(IMAGES), ValueError, r"encoder must map \(1, 8, 9\) to \(1, H\)")
 
 
+def test_an_encoder_that_cannot_take_the_rows_is_named() -> None:
+    estimator = VaDE(**SMALL, encoder=nn.Linear(5, 3))
+    assert_refused(
+        estimator, lambda e: e.fit(X), ValueError, r"encoder must map \(1, 4\) to \(1, H\), got RuntimeError"
+    )
+
+
+def test_a_tensor_without_values_is_refused(fitted: Any) -> None:
+    words = "X must hold values, got a tensor on the device 'meta'"
+    for method in ("fit", "predict", "partial_fit"):
+        assert_refused(fitted, lambda e, m=method: getattr(e, m)(torch.empty(9, 4, device="meta")), ValueError, words)
+
+
 # What comes by batches
 
 
@@ -605,8 +620,8 @@ def test_a_collapsed_component_is_told_at_the_end_of_fit() -> None:
     with pytest.warns(ConvergenceWarning) as caught:
         estimator = VaDE(**SMALL | {"n_clusters": 12}).fit(X[:13])
     collapsed = estimator.diagnostics_["collapse"]
-    if len(collapsed):
-        assert any(all(str(c) in str(w.message) for c in collapsed) for w in caught)
+    assert collapsed
+    assert any(all(str(c) in str(w.message) for c in collapsed) for w in caught)
     occupancy = np.asarray(estimator.diagnostics_["occupancy"])
     assert list(collapsed) == np.flatnonzero(occupancy < 0.1 / 12).tolist()
 
@@ -644,3 +659,22 @@ def test_ten_non_finite_steps_in_a_row_stop_the_training_and_the_model_is_as_it_
     words = r"epoch \d+.*(loss|gradient|reconstruction|rec).*"
     assert_refused(estimator, lambda e: e.fit(X), FloatingPointError, words)
     np.testing.assert_array_equal(estimator.predict(X), estimator.labels_)
+
+
+@pytest.mark.parametrize("phase", ["pretrain", "train"])
+def test_networks_that_too_few_steps_have_thrown_out_of_bounds_are_told_as_such(phase: str, fitted: Any) -> None:
+    """Not as missing values of X, by the clustering that comes after."""
+    estimator = copy.copy(fitted)
+    if phase == "train":
+        estimator.set_params(lr=1e30)
+    else:
+        estimator.set_params(encoder=nn.Sequential(nn.Linear(4, 8), Exploding()))
+    words = f"after phase {phase!r} the latent means are not finite; lower `lr`"
+    assert_refused(estimator, lambda e: e.fit(X), FloatingPointError, words)
+
+
+class Exploding(nn.Module):
+    """Finite in training, and not afterwards."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.training else x * torch.inf

@@ -181,11 +181,12 @@ def test_report_is_a_readable_table() -> None:
         ((KMeans(3), X, y, []), ValueError, "seeds must hold at least one seed"),
         ((KMeans(3), X, y, [1, 1]), ValueError, "seeds must differ"),
         ((KMeans(3), X, y, 5), TypeError, r"such as range\(5\)"),
+        ((5, X, y, [0]), TypeError, "estimator must be of scikit-learn's kind, with get_params, got 5"),
         ((KMeans(3), X, y, [0.5]), TypeError, "seeds must be integers, got 0.5"),
         ((KMeans(3), X, y[:9], [0]), ValueError, "y must have a class for each row of X, got 9 for 150 rows"),
         ((DBSCAN(), X, y, [0]), ValueError, "estimator has no `random_state`"),
     ],
-    ids=["no seed", "a seed twice", "a number", "a fraction", "short y", "no random_state"],
+    ids=["no seed", "a seed twice", "a number", "no estimator", "a fraction", "short y", "no random_state"],
 )
 def test_bad_requests_for_a_report_are_named(arguments: tuple[object, ...], error: type, message: str) -> None:
     with pytest.raises(error, match=message):

@@ -14,6 +14,7 @@ import scipy.sparse
 import torch
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
+from sklearn.exceptions import NotFittedError
 
 matplotlib = pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
 matplotlib.use("Agg")
@@ -255,6 +256,8 @@ def test_bad_requests_are_named(model: RobustVaDE, reports: list[RobustnessRepor
         (lambda: plot.history(model, "accuracy"), "measure must be one that the history has"),
         (lambda: plot.history(model, phase="end"), "phase must be None, 'pretrain' or 'train'"),
     ]
+    with pytest.raises(NotFittedError, match="not fitted yet"):
+        plot.history(RobustVaDE())
     for draw, message in requests:
         with pytest.raises(ValueError, match=message):
             draw()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
 
 from vade_robust import RobustVaDE, VaDE
@@ -67,3 +68,8 @@ def test_what_cannot_be_tried_is_refused(
     with pytest.raises(error) as raised:
         select(VaDE(3), blobs, **options)
     assert says in str(raised.value)
+
+
+def test_estimators_of_others_are_refused(blobs: NDArray[np.float64]) -> None:
+    with pytest.raises(TypeError, match="estimator must be a RobustVaDE or a VaDE, got KMeans"):
+        select(KMeans(3), blobs)  # type: ignore[arg-type]

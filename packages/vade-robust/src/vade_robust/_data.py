@@ -98,6 +98,8 @@ def _plain(X: Tensor) -> Any:
     """A tensor without history; a sparse one as scipy's."""
     if X.is_complex():
         raise ValueError("Complex data not supported, got a tensor of " + str(X.dtype))
+    if X.is_meta:
+        raise ValueError("X must hold values, got a tensor on the device 'meta'")
     X = X.detach()
     if X.layout == torch.strided:
         return X

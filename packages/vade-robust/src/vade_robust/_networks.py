@@ -206,8 +206,14 @@ def _width(encoder: nn.Module, shape: tuple[int, ...]) -> int:
     training = encoder.training
     parameter = next(encoder.parameters(), None)
     device = None if parameter is None else parameter.device
-    with torch.no_grad():
-        output = encoder.eval()(torch.zeros(1, *shape, device=device))
+    rows = torch.zeros(1, *shape, device=device)
+    try:
+        with torch.no_grad():
+            output = encoder.eval()(rows)
+    except Exception as error:
+        raise ValueError(
+            f"encoder must map {tuple(rows.shape)} to (1, H), got {type(error).__name__}: {error}"
+        ) from error
     encoder.train(training)
     if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != 1:
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__

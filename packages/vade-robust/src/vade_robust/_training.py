@@ -190,7 +190,9 @@ class Training:
         _distributed.broadcast([*networks.parameters(), *networks.buffers()])
         with _distributed.agreement("the start of the mixture"):
             if _distributed.world()[0] == 0:
-                self._start(Blocks(networks, source).latent(), seed)
+                mu = Blocks(networks, source).latent()
+                self.check_finite(mu)
+                self._start(mu, seed)
         _distributed.broadcast(list(networks.parameters()))
         self.phase, self.epoch, self.stopped = "train", 0, False
         self.optimizer = self._adam()
@@ -213,6 +215,14 @@ class Training:
         else:
             parameters = _initialising.mixture(mu, options.n_clusters, seed)
         _initialising.set_mixture(networks, parameters, head=options.prepared_head)
+
+    def check_finite(self, mu: Tensor) -> None:
+        """Refuses latent means of networks that a few steps have thrown out of all bounds."""
+        if not mu.isfinite().all():
+            phase = self.history[-1]["phase"]
+            raise FloatingPointError(
+                f"after phase {phase!r} the latent means are not finite; lower `lr`, or scale the data"
+            )
 
     def one_epoch(self, source: Source) -> dict[str, Any]:
         """One epoch of the current phase; returns what is appended to the history."""

@@ -34,6 +34,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "vade": {
         "mutual_information": 0.0,
         "locality": 0.0,
+        "perplexity": "auto",
+        "exaggeration": 1.0,
         "posterior": "sampled",
         "assign": "mixture",
         "adversarial": 0.0,

@@ -66,7 +66,7 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
         assign: What labels are by: "embedding", the map, or "mixture".
         adversarial: Half the side of the box in which rows are attacked in training, in units of the prepared rows (0).
         pretrain_epochs: Passes over the rows in which encoder and decoder learn to reconstruct (50). Batches are halved
-            down to 32 rows until there are 1,200 steps, but not by a preset.
+            down to 32 rows until there are 1,000 steps, but not by a preset.
         epochs: Passes over the rows in training (300, the papers').
         batch_size: Rows of a batch (800, LPVDN's); in a process group those of all processes.
         lr: Adam's rate, times 0.95 every ten epochs (2e-3, the papers').
@@ -100,7 +100,7 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
         ValueError: By `fit`: an argument breaks a rule or contradicts another, or X has too few rows, NaN, or values
             outside the range of its reconstruction.
         TypeError: By `fit`: an argument or X is of another type.
-        FloatingPointError: By `fit`: ten steps in a row were not finite.
+        FloatingPointError: By `fit`: ten steps in a row, or the latent means in the end, were not finite.
 
     Example:
         >>> from sklearn.datasets import load_digits
@@ -509,6 +509,7 @@ class RobustVaDE(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
         _distributed.broadcast([*networks.parameters(), *networks.buffers()])
         mu, a, *rest = Blocks(networks, sample).map(_described)
         _distributed.broadcast([mu, a, *rest])
+        training.check_finite(mu)
         mixture_labels = a.argmax(1).int()
         embedding_labels = None
         if rest:
@@ -590,7 +591,7 @@ class VaDE(RobustVaDE):
         posterior: "exact", or the paper's "sampled", q(c|x) of one draw.
         assign: "mixture", the only one without a map.
         pretrain_epochs: Passes over the rows in which encoder and decoder learn to reconstruct (50). Batches are halved
-            down to 32 rows until there are 1,200 steps.
+            down to 32 rows until there are 1,000 steps.
         epochs: Passes over the rows in training (300).
         batch_size: Rows of a batch (800, LPVDN's); in a process group those of all processes.
         lr: Adam's rate, times 0.95 every ten epochs (2e-3, the papers').

@@ -167,7 +167,7 @@ def seed_report(
     Raises:
         ValueError: If there are no seeds, one comes twice, y has another length than X, or nothing in the estimator
             has a `random_state`.
-        TypeError: If a seed is not an integer.
+        TypeError: If a seed is not an integer, or the estimator none of scikit-learn's kind.
 
     >>> from sklearn.cluster import KMeans
     >>> from sklearn.datasets import load_iris
@@ -191,6 +191,8 @@ def seed_report(
         raise ValueError("seeds must hold at least one seed, got none")
     if len(set(chosen)) < len(chosen):
         raise ValueError(f"seeds must differ, got {chosen}")
+    if not hasattr(estimator, "get_params"):
+        raise TypeError(f"estimator must be of scikit-learn's kind, with get_params, got {estimator!r}")
     states = [name for name in estimator.get_params() if name == "random_state" or name.endswith("__random_state")]
     if not states:
         raise ValueError(f"estimator has no `random_state`, so all runs would be the same: {estimator!r}")

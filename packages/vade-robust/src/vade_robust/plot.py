@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse
+from sklearn.utils.validation import check_is_fitted
 
 try:
     import matplotlib.patheffects as effects
@@ -356,6 +357,7 @@ def history(
         The axes.
 
     Raises:
+        NotFittedError: If the estimator has no history yet.
         ValueError: If the history has no such measure.
 
     >>> from sklearn.datasets import load_iris
@@ -363,6 +365,8 @@ def history(
     >>> model = VaDE(3, hidden=(16,), pretrain_epochs=2, epochs=3, random_state=0).fit(load_iris().data)
     >>> ax = plot.history(model)
     """
+    if not isinstance(estimator, list):
+        check_is_fitted(estimator, "history_")
     records = estimator if isinstance(estimator, list) else estimator.history_
     phases = {
         phase: [r for r in records if r.get("phase") == phase and measure in r] for phase in ("train", "pretrain")

@@ -105,7 +105,7 @@ def select(
 
     Raises:
         ValueError: If there is no seed or no number of clusters, or one comes twice.
-        TypeError: If one is not an integer.
+        TypeError: If one is not an integer, or the estimator neither a `RobustVaDE` nor a `VaDE`.
 
     >>> from sklearn.datasets import load_iris
     >>> from vade_robust import VaDE
@@ -122,6 +122,10 @@ def select(
     from sklearn.metrics import adjusted_rand_score
     from tqdm.auto import tqdm
 
+    from .estimator import RobustVaDE
+
+    if not isinstance(estimator, RobustVaDE):
+        raise TypeError(f"estimator must be a RobustVaDE or a VaDE, got {estimator!r}")
     counts = _integers("n_clusters", [estimator.n_clusters] if n_clusters is None else n_clusters)
     chosen = _integers("seeds", seeds)
     runs: list[tuple[Candidate, Any]] = []
