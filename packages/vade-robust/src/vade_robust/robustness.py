@@ -224,11 +224,16 @@ def report(
     >>> bool(found.curve("pgd")[1][-1] < found.curve("gaussian")[1][-1])
     True
 
-    A model of ClustPy's, or any other in PyTorch, by its scores::
+    A model that is not known here, such as ClustPy's VaDE, whose labels are those of a mixture of its latent means::
+
+        values = (vade.cluster_centers_, vade.covariances_, vade.weights_)
+        means, covariances, weights = (torch.tensor(value, dtype=torch.float32) for value in values)
+        groups = torch.distributions.MultivariateNormal(means, covariances)
+        network = vade.neural_network_trained_.eval()
 
         def scores(x):
-            z, _ = vade.neural_network_trained_.encode(x)
-            return log_weights + log_normal(z, means, variances)
+            mean, log_variance = network.encode(x)
+            return weights.log() + groups.log_prob(mean[:, None])
 
         robustness.report(None, X, y, scores=scores)
 
