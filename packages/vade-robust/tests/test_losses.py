@@ -307,3 +307,23 @@ def test_log_variances_are_clamped_except_for_presets() -> None:
             networks.log_scales.fill_(30.0)
         assert networks.encode(batch(3)[0])[1].max() == largest
         assert networks.mixture()[2].max() == largest
+
+
+def test_whitened_rows_have_distances_that_no_rescaling_of_a_direction_changes_but_for_the_ridge() -> None:
+    x = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = x * torch.tensor([1.0, 1.0, 100.0], dtype=torch.float64)
+    covariance = torch.cov(x.T, correction=0)
+    ridge = covariance + 0.1 * covariance.trace() / 3 * torch.eye(3, dtype=torch.float64)
+    difference = x[0] - x[1]
+    expected = difference @ torch.linalg.solve(ridge, difference)
+    found = _losses.whitened(x)
+    torch.testing.assert_close((found[0] - found[1]).square().sum(), expected)
+
+
+def test_neighbours_are_those_of_whitened_means_where_that_is_asked_for() -> None:
+    draw = torch.Generator().manual_seed(0)
+    mu = torch.randn(30, 3, dtype=torch.float64, generator=draw) * torch.tensor([1.0, 1.0, 9.0], dtype=torch.float64)
+    y = torch.randn(30, 3, dtype=torch.float64, generator=draw)
+    plain, whitening = Weights("gaussian", locality=1.0), Weights("gaussian", locality=1.0, whitening=True)
+    assert torch.equal(_losses.locality(mu, y, whitening), _losses.locality(_losses.whitened(mu), y, plain))
+    assert not torch.equal(_losses.locality(mu, y, whitening), _losses.locality(mu, y, plain))

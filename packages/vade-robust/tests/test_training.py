@@ -283,3 +283,12 @@ def test_adam_is_that_of_torch_and_skips_a_step_on_demand() -> None:
     assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True))
     assert (unused == 1).all()
     assert all(p.grad is None for p in ours.parameters())
+
+
+def test_the_noise_of_pretraining_changes_what_is_learnt() -> None:
+    rows = torch.rand(60, 5, generator=torch.Generator().manual_seed(0)).numpy()
+    losses = []
+    for denoising in (0.0, 1.0):
+        model = VaDE(2, hidden=(8,), denoising=denoising, pretrain_epochs=1, epochs=1, random_state=0).fit(rows)
+        losses.append(model.history_[0]["loss"])
+    assert losses[0] != losses[1]
