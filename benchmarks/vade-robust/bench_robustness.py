@@ -101,7 +101,7 @@ WORKLOADS: list[Workload] = [
     Study(
         "digits under attack",
         "1,000 digits; noise, one-step and twenty-step attacks along the label-free margin, in the range of the data.",
-        partial(curves, lambda data: digits(), SMALL, (1, 1, 5)),
+        partial(curves, lambda data: digits(), SMALL, (1, 1, 1)),
         FULL | {"smoke"},
     ),
     Study(
