@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -170,6 +171,7 @@ def mixture(context: Context) -> Mapping[str, Callable[[], Contestant]]:
     inputs = components(context.pick(500, 70_000), 10, 10)
 
     def compiled() -> Contestant:
+        logging.getLogger("torch._inductor").setLevel(logging.ERROR)  # its cache complains of this script's path
         work = torch.compile(broadcast, dynamic=False)
         both_ways(work, inputs)
         return Contestant(partial(both_ways, work, inputs))

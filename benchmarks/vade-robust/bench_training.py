@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from harness import Contestant, Context, Race, UnequalError, Versus, Workload, a
 from material import PACKAGES as PACKAGES
 from material import clustpy_vade, quietly
 from plain import Plain
+from sklearn.exceptions import ConvergenceWarning
 
 from vade_robust import RobustVaDE, VaDE, _data, _losses, _networks
 
@@ -164,6 +166,7 @@ def training(batch_size: int, context: Context) -> Mapping[str, Callable[[], Con
     }
 
 
+warnings.filterwarnings("ignore", category=ConvergenceWarning)  # an epoch or two are not meant to end well
 WORKLOADS: list[Workload] = [
     Race(
         "a step of LPVDN",
