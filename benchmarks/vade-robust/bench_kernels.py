@@ -27,6 +27,7 @@ from material import PACKAGES as PACKAGES
 from plain import affinities, divergence
 from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from vade_robust import _ops
@@ -34,6 +35,7 @@ from vade_robust import _ops
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+BLAS = ThreadpoolController()  # torch's threads are the harness's, NumPy's are not
 OURS, NAIVE, COMPILED = "vade_robust", "plain torch", "torch.compile"
 SKLEARN = "scikit-learn P, [B, B, D] torch"
 PARALLEL = f"{OURS}, all threads"
@@ -88,8 +90,9 @@ def tsne(rows: int, context: Context) -> Mapping[str, Callable[[], Contestant]]:
 
     def contestant(work: Callable[..., Any], threads: int = 1) -> Contestant:
         def run() -> None:
-            for _ in range(repeat):
-                work(x, y, perplexity)
+            with BLAS.limit(limits=threads, user_api="blas"):
+                for _ in range(repeat):
+                    work(x, y, perplexity)
 
         return Contestant(run, threads)
 
@@ -206,9 +209,13 @@ def expectation(context: Context) -> Mapping[str, Callable[[], Contestant]]:
         a, lse = _ops.mixture_scores(x, None, *parameters)
         return a.sub_(lse[:, None])
 
+    def theirs() -> object:
+        with BLAS.limit(limits=1):
+            return model._estimate_log_prob_resp(array)
+
     return {
         OURS: lambda: Contestant(ours),
-        "scikit-learn GaussianMixture": lambda: Contestant(lambda: model._estimate_log_prob_resp(array)),
+        "scikit-learn GaussianMixture": lambda: Contestant(theirs),
     }
 
 
@@ -232,9 +239,14 @@ def nearest_equal(context: Context) -> str:
 def nearest(context: Context) -> Mapping[str, Callable[[], Contestant]]:
     model, x, points = centres(context)
     array = x.numpy()
+
+    def theirs() -> object:
+        with BLAS.limit(limits=1):
+            return model.predict(array)
+
     return {
         OURS: lambda: Contestant(lambda: _ops.knn(x, points, 1)),
-        "scikit-learn KMeans.predict": lambda: Contestant(lambda: model.predict(array)),
+        "scikit-learn KMeans.predict": lambda: Contestant(theirs),
     }
 
 

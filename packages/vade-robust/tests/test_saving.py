@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
-from vade_robust import RobustVaDE, VaDE
+from vade_robust import RobustVaDE, VaDE, _saving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -416,3 +417,16 @@ def test_places_that_cannot_be_written_to_are_named(fitted: RobustVaDE, copy: Pa
     finally:
         copy.chmod(0o700)
     assert_same_model(RobustVaDE.load(copy), fitted)
+
+
+def test_brackets_without_end_are_refused_whatever_the_recursion_limit(tmp_path: Path) -> None:
+    """Python's parser would overflow the stack: a crash, not an exception."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(10**6)
+    try:
+        for text in (b"[" * 10**6, b'{"a":' * 10**6):
+            with pytest.raises(ValueError, match="nested more than 64 deep"):
+                _saving.parse(text, tmp_path)
+    finally:
+        sys.setrecursionlimit(before)
+    assert _saving.parse(b'{"a": "[[[[\\"[["}', tmp_path) == {"a": '[[[["[['}

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     Estimator = TypeVar("Estimator", bound=RobustVaDE)
 
 VERSION = 1  # of both formats
+DEEPEST = 64  # levels of brackets in a configuration
 MODEL = "vade-robust model"
 CHECKPOINT = "vade-robust checkpoint"
 HEADER = "vade_robust"  # the key of our JSON in a safetensors file's metadata
@@ -143,6 +145,8 @@ def _check_header(header: dict[str, Any], kind: str, path: Path) -> None:
 def parse(text: str | bytes, path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises ValueError naming the file, and the key of a NaN or infinity."""
     try:
+        if _depth(text) > DEEPEST:  # Python's parser recurses, and crashes where the recursion limit was raised
+            raise ValueError(f"brackets are nested more than {DEEPEST} deep")
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} has no valid JSON: {error}") from error
@@ -150,6 +154,17 @@ def parse(text: str | bytes, path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} must hold a JSON object, got {type(found).__name__}")
     result: dict[str, Any] = {name: _restored(value, path, name) for name, value in found.items()}
     return result
+
+
+def _depth(text: str | bytes) -> int:
+    """How deep brackets are nested, those inside strings aside."""
+    characters = text.decode("utf-8") if isinstance(text, bytes) else text
+    depth = deepest = 0
+    for bracket in re.findall(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', characters):
+        if bracket[0] != '"':
+            depth += 1 if bracket in "[{" else -1
+            deepest = max(deepest, depth)
+    return deepest
 
 
 def field(values: Mapping[str, Any], name: str, kind: Any, path: Path) -> Any:
