@@ -17,12 +17,12 @@ from vade_robust import RobustVaDE, plot, robustness
 SIZES = [0.02, 0.05, 0.1, 0.15, 0.2, 0.3]  # of pixels in [0, 1]
 
 
-def main(quick: bool = False) -> None:
-    """quick: with fewer rows, and as few epochs as show that it works."""
+def main(smoke: bool = False) -> None:
+    """smoke: with fewer rows, and as few epochs as show that it works."""
     X, y = load_digits(return_X_y=True)
     X = (X / 16).astype("float32")
-    rows = slice(300 if quick else None)
-    epochs = {"pretrain_epochs": 2, "epochs": 2} if quick else {"epochs": 100}
+    rows = slice(300 if smoke else None)
+    epochs = {"pretrain_epochs": 2, "epochs": 2} if smoke else {"epochs": 100}
     models = {
         "RobustVaDE": RobustVaDE(10, hidden=(256, 256, 512), batch_size=256, random_state=0, **epochs),
         "KMeans": KMeans(10, n_init=10, random_state=0),
@@ -37,4 +37,4 @@ def main(quick: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    main("--quick" in sys.argv)
+    main("--smoke" in sys.argv)
