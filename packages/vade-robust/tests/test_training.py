@@ -63,6 +63,41 @@ def test_the_weight_of_the_clustering_rises_linearly_over_the_warmup(settled: _t
     assert replace(settled, epochs=10, warmup=0.0).cluster_weight(1) == 1.0
 
 
+def batch_sizes(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> dict[str, set[int]]:
+    """How many rows the batches of each phase had."""
+    found: dict[str, set[int]] = {}
+    batches = _training.Training._batches
+
+    def counted(training: Any, source: Any) -> Any:
+        for batch in batches(training, source):
+            found.setdefault(training.phase, set()).add(batch.rows)
+            yield batch
+
+    monkeypatch.setattr(_training.Training, "_batches", counted)
+    RobustVaDE(**{**SMALL, "epochs": 1, "batch_size": 64, **settings}).fit(blobs(65))
+    return found
+
+
+def test_batches_of_an_epoch_are_alike_and_those_of_pretraining_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """65 rows in batches of 64 would leave one of a single row; few steps of pretraining halve the batches."""
+    assert batch_sizes(monkeypatch) == {"pretrain": {22, 21}, "train": {33, 32}}
+
+
+def test_batches_of_a_preset_are_the_official_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert batch_sizes(monkeypatch, preset="lpvdn") == {"pretrain": {64, 1}, "train": {64, 1}}
+
+
+def test_training_goes_on_with_the_map_that_the_mixture_started_from() -> None:
+    estimator = RobustVaDE(**SMALL)
+    source = estimator._start(blobs(), estimator._settings())
+    training = estimator._training
+    first = copy.deepcopy(training.networks.t_encoder)
+    training.initialise(source)
+    assert first is not None
+    pairs = zip(first.parameters(), training.networks.t_encoder.parameters(), strict=True)
+    assert not any(torch.equal(a, b) for a, b in pairs)
+
+
 def test_history_tells_what_the_schedule_was() -> None:
     history = RobustVaDE(**SMALL).fit(blobs()).history_
     assert [logs["phase"] for logs in history] == ["pretrain"] * 2 + ["train"] * 4

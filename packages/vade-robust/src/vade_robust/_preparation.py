@@ -134,7 +134,7 @@ def not_finite(value: float, place: str) -> str:
     return f"Input X contains {'NaN' if math.isnan(value) else 'infinity (inf)'} in {place}"
 
 
-def check_range(scan: Scan, pixel: float, place: str = "X") -> None:
+def check_range(scan: Scan, pixel: float, place: str = "") -> None:
     low, high = (scan.low, scan.high) if not scan.bytes_only else (scan.low / pixel, scan.high / pixel)
     if scan.rows and not (low >= 0 and high <= 1):
         raise ValueError(
