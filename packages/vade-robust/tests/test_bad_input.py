@@ -375,7 +375,10 @@ def test_bernoulli_rows_outside_0_and_1_are_refused_with_their_range(method: str
         "loader": lambda: DataLoader(TensorDataset(torch.from_numpy(bad)), batch_size=30, shuffle=True),
         "batches": Batches,
     }[by]()
-    words = r"bernoulli .* from -0\.[345]\d* to [12](\.\d+)?( in \w+ \d+)?: scale to \[0, 1\] or use reconstruction='gaussian'"
+    words = (
+        r"bernoulli .* from -0\.[345]\d* to [12](\.\d+)?( in \w+ \d+)?: "
+        r"scale to \[0, 1\] or use reconstruction='gaussian'"
+    )
     assert_refused(fitted_unit, lambda e: getattr(e, method)(given), ValueError, words)
 
 
