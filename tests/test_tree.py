@@ -11,6 +11,17 @@ pyproject.toml CMakeLists.txt README.md CHANGELOG.md LICENSE
 {source}/__init__.py {source}/__main__.py {source}/_reference.py {source}/py.typed {source}/csrc/*.cpp
 tests/test_reference.py tests/test_ops.py tests/test_peers.py examples/quickstart.py {benchmarks}/bench_*.py
 """
+SECTIONS = [
+    "Install",
+    "Use",
+    "When not to use it",
+    "Speed",
+    "Results",
+    "Against the paper",
+    "Options",
+    "Beside other implementations",
+    "Citation",
+]
 
 
 def test_every_file_of_the_layout_is_there(package: Package) -> None:
@@ -58,6 +69,11 @@ def test_the_version_heads_the_changelog(package: Package) -> None:
 
 def test_the_readme_at_the_top_lists_the_package(package: Package) -> None:
     assert f"packages/{package.name}" in (ROOT / "README.md").read_text()
+
+
+def test_the_readmes_are_read_in_the_same_order(package: Package) -> None:
+    sections = re.findall(r"^## (.+)$", (package.path / "README.md").read_text(), re.MULTILINE)
+    assert sections == SECTIONS
 
 
 def test_no_file_names_a_folder_of_one_machine() -> None:
