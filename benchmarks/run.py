@@ -87,9 +87,10 @@ def arguments(argv: list[str] | None) -> Namespace:
     args = parser.parse_args(argv)
     if unknown := set(args.packages) - set(known):
         parser.error(f"no benchmark for {', '.join(sorted(unknown))}; there is {', '.join(known)}")
-    args.packages = args.packages or known
     words = [*args.packages, "" if args.profile == "quick" else f"--{args.profile}", "--data DATA" if args.data else ""]
-    args.command = " ".join(filter(None, ["nox -s bench --", *words]))  # without the paths of this machine
+    options = " ".join(filter(None, words))  # without the paths of this machine
+    args.command = f"nox -s bench -- {options}" if options else "nox -s bench"
+    args.packages = args.packages or known
     return args
 
 
@@ -103,8 +104,8 @@ def no_gpu() -> str:
 
 def measure(args: Namespace, console: Console) -> dict[str, Any]:
     """All selected workloads, one after the other; what breaks is recorded and the next one runs."""
-    start, outcomes, packages = time.perf_counter(), [], dict.fromkeys(args.packages)
-    jobs: list[tuple[str, harness.Workload]] = []
+    start, outcomes = time.perf_counter(), []
+    jobs: list[tuple[str, harness.Workload, list[str]]] = []
     for path in sorted(HERE.glob("*/bench_*.py")):
         if (package := path.parent.name) not in args.packages:
             continue
@@ -113,14 +114,15 @@ def measure(args: Namespace, console: Console) -> dict[str, Any]:
         except Exception as error:
             outcomes.append(broken(package, harness.Outcome(path.stem, "This file could not be loaded."), error))
             continue
-        packages |= dict.fromkeys(module.PACKAGES)
+        ours = [package] if (HERE.parent / "packages" / package).is_dir() else []
+        names = list(dict.fromkeys([*ours, *module.PACKAGES]))
         chosen = [w for w in module.WORKLOADS if any(text in w.name for text in args.only or [""])]
-        jobs += [(package, w) for w in chosen if args.profile in w.profiles]
+        jobs += [(package, w, names) for w in chosen if args.profile in w.profiles]
     harness.set_threads(1)  # a race sets its own
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         overall = progress.add_task("benchmarks", total=len(jobs))
-        for place, (package, workload) in enumerate(jobs, 1):
+        for place, (package, workload, names) in enumerate(jobs, 1):
             task = progress.add_task(f"{package}: {workload.name}", total=100)
             context = harness.Context(args.profile, args.data, partial(advance, progress, task))
             begun = time.perf_counter()
@@ -128,7 +130,7 @@ def measure(args: Namespace, console: Console) -> dict[str, Any]:
                 outcome = workload.run(context).record() | {"package": package}
             except Exception as error:
                 outcome = broken(package, harness.Outcome(workload.name, workload.about), error)
-            outcome["seconds"] = round(time.perf_counter() - begun, 2)
+            outcome |= {"seconds": round(time.perf_counter() - begun, 2), "versions": names}
             outcomes.append(outcome)
             gc.collect()
             progress.remove_task(task)
@@ -136,13 +138,16 @@ def measure(args: Namespace, console: Console) -> dict[str, Any]:
             worst = next((f["verdict"] for f in outcome["figures"] if f["verdict"] in harness.BAD), "")
             done = f"[dim]{place:2}/{len(jobs)}[/] {package}: {workload.name} [dim]{outcome['seconds']:.1f} s[/]"
             progress.console.print(f"{done} [bold red]{worst}")
+    versions = {name: harness.version(name) for _, _, names in jobs for name in names}  # last, since it may import
+    for outcome in outcomes:
+        outcome["versions"] = {name: versions[name] for name in outcome.get("versions", ())}
     return {
         "format": 1,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": args.command,
         "profile": args.profile,
         "machine": harness.machine(),
-        "versions": {name: harness.version(name) for name in packages},
+        "versions": versions,
         "seconds": round(time.perf_counter() - start, 1),
         "outcomes": outcomes,
     }
