@@ -12,7 +12,7 @@ import nox
 nox.needs_version = ">=2026.10"
 nox.options.default_venv_backend = "uv"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "types", "tests", "contract", "examples"]
+nox.options.sessions = ["lint", "types", "contract", "tests", "together", "examples"]
 
 ROOT = Path(__file__).parent
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
@@ -102,6 +102,32 @@ def nightly(session: nox.Session, package: str) -> None:
     check(session, package, "slow")
 
 
+def install_everything(session: nox.Session) -> None:
+    """All packages in one environment, with their extras and what their tests need; and leave the sources."""
+    needs = (need for name in PACKAGES for need in requirements(name, "test", extras=True))
+    install(session, PACKAGES, "pytest-xdist", *HARNESS, *needs)
+    enter_empty_folder(session)
+
+
+@nox.session
+def together(session: nox.Session) -> None:
+    """What several packages do together: tests, a few examples of the fuzzing, and benchmarks at their smallest."""
+    install_everything(session)
+    folders = [folder for name in ("together", "fuzz") if (folder := ROOT / "tests" / name).is_dir()]
+    session.run("pytest", f"-n={CORES}", *folders, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    if not session.posargs and (ROOT / "benchmarks" / "together").is_dir():
+        session.run("python", ROOT / "benchmarks" / "run.py", "together", "--smoke", "--out=report")
+
+
+@nox.session(default=False)
+def fuzz(session: nox.Session) -> None:
+    """Hostile files and arrays for all packages, for ten minutes: `nox -s fuzz -- 600`."""
+    install_everything(session)
+    seconds, *others = session.posargs or ["600"]
+    env = {"OMP_NUM_THREADS": "1", "FUZZ_SECONDS": seconds}
+    session.run("pytest", f"-n={CORES}", ROOT / "tests" / "fuzz", *others, env=env)
+
+
 @nox.session(default=False)
 @package
 def gpu(session: nox.Session, package: str) -> None:
@@ -113,7 +139,7 @@ def gpu(session: nox.Session, package: str) -> None:
 def contract(session: nox.Session) -> None:
     """What every package promises, tested with nothing installed but what the packages declare."""
     wheels = install(session, PACKAGES, "pytest", *(name for package in PACKAGES for name in requirements(package)))
-    session.run("pytest", f"--wheels={wheels}", "tests", *session.posargs)
+    session.run("pytest", f"--wheels={wheels}", *ROOT.glob("tests/test_*.py"), *session.posargs)
     for package in PACKAGES:  # as developers install it; the kernels must be found there too
         build(session, package, "uv", "pip", "install", "--no-deps", "--editable")
     session.run("pytest", "-k=kernels", "tests/test_use.py")
@@ -132,8 +158,12 @@ def examples(session: nox.Session, package: str) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Compare the packages with their peers: `nox -s bench -- [package ...] [--full] [--gpu] [--data DIR]`."""
-    names = [name for name in session.posargs if name in PACKAGES] or PACKAGES
+    """Compare the packages with their peers: `nox -s bench -- [package ...] [--full] [--gpu] [--data DIR]`.
+
+    `together`, which is several packages at work on one thing, is chosen like a package and needs all of them.
+    """
+    chosen = [name for name in session.posargs if name in PACKAGES]
+    names = chosen if chosen and "together" not in session.posargs else PACKAGES
     extras = "--gpu" in session.posargs
     install(session, names, *(need for name in names for need in requirements(name, "bench", extras=extras)), *HARNESS)
     session.run("python", "benchmarks/run.py", *session.posargs)
