@@ -277,7 +277,8 @@ def about(run: Json) -> str:
     parts += [f"Python {box['python']}", box["system"]]
     when = run["date"].replace("T", " ").replace("+00:00", " UTC")
     what = f"<b>{escape(run['profile'])} run</b>, {escape(when)}, {run['seconds']:.0f} s"
-    return f'<p class="machine">{what}<br>{escape(" · ".join(parts))}</p>'
+    note = f'<p class="note">{escape(run["note"])}</p>' if "note" in run else ""
+    return f'<p class="machine">{what}<br>{escape(" · ".join(parts))}</p>{note}'
 
 
 def page(runs: list[Json]) -> str:

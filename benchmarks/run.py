@@ -1,70 +1,79 @@
 """Runs the benchmarks: `python benchmarks/run.py [packages] [--smoke | --full | --gpu]`, or `nox -s bench -- ...`.
 
-Every `benchmarks/<package>/bench_*.py` has WORKLOADS (see `harness.py`) and PACKAGES (whose versions are recorded).
-A result that differs from its peer's, or a workload that breaks, ends the run with status 1; a missed target does not.
+Every `benchmarks/<package>/bench_*.py` has WORKLOADS (see `harness.py`) and PACKAGES (whose versions are recorded);
+those in which several packages meet lie in `benchmarks/together/`. A result that differs from its peer's, or a workload
+that breaks, ends the run with status 1; a missed target does not. Ctrl-C ends it with 130 and keeps what was measured.
 """
 
 from __future__ import annotations
 
+import os
+
+# Where ours has one thread the peers have one: torch is told by the harness, NumPy's BLAS before it is loaded.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import gc
 import importlib.util
 import json
-import os
+import re
 import sys
 import time
 import traceback
 from argparse import ArgumentParser, Namespace
+from contextlib import suppress
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import harness
 import report
+from progress import Watch
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import ModuleType
+
+    Job = tuple[str, harness.Workload, list[str]]  # package, workload, distributions whose versions count
+    Run = dict[str, Any]
 
 HERE = Path(__file__).resolve().parent
 # Or benchmarks/adamod would pose as the package of that name where that is not installed.
 sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != HERE]
 STYLES = {"met": "green", "unclear": "yellow", "missed": "magenta", "missing": "yellow", "unequal": "bold red",
           "failed": "bold red", "reported": "dim"}  # fmt: skip
+INTERRUPTED = 130
 
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     console = Console(width=None if sys.stdout.isatty() else 140)
     if args.rebuild:
-        runs = [json.loads(path.read_text(encoding="utf-8")) for path in args.rebuild]
-        page = report.write(runs, args.out / "index.html")
-        console.print(f"page: {page}")
+        console.print(f"page: {report.write(args.rebuild, args.out / 'index.html')}", soft_wrap=True)
         return 0
     if args.profile == "gpu" and (why := no_gpu()):
         console.print(f"[bold red]No GPU:[/] {why}; the rows of a CUDA machine were not run.")
         return 2
     run = measure(args, console)
     if not run["outcomes"]:
-        console.print(f"Nothing to run: no {args.profile} workload of {', '.join(args.packages)} fits.")
-        return 2
-    path = args.out / f"{run['date'][:10]}-{args.profile}.json"
-    args.out.mkdir(parents=True, exist_ok=True)
+        why = run.get("note") or f"no {args.profile} workload of {', '.join(args.packages)} fits"
+        console.print(f"Nothing was run: {why}.")
+        return INTERRUPTED if "note" in run else 2
+    stopped = "-stopped" if "note" in run else ""  # a part does not take the place of a whole
+    path = args.out / f"{run['date'][:10]}-{args.profile}{stopped}.json"
     draft = path.with_suffix(".part")
     draft.write_text(json.dumps(run, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(draft, path)
     page = report.write([json.loads(path.read_text(encoding="utf-8"))], args.out / "index.html")  # as --from reads it
-    console.print(table(run))
-    for outcome in run["outcomes"]:
-        missing = [figure["note"] for figure in outcome["figures"] if figure["verdict"] == "missing"]
-        for text in dict.fromkeys([outcome["error"], *missing]) if outcome["error"] or missing else ():
-            console.print(f"{outcome['package']}, {outcome['name']}: {text}", markup=False, highlight=False)
+    conclude(run, console)
     console.print(f"{run['seconds']:.0f} s; results: {path}; page: {page}", soft_wrap=True)
     verdicts = [figure["verdict"] for outcome in run["outcomes"] for figure in outcome["figures"]]
-    return int(any(verdict in harness.BAD for verdict in verdicts))
+    return INTERRUPTED if stopped else int(any(verdict in harness.BAD for verdict in verdicts))
+
+
+# --- what is asked for ---
 
 
 def arguments(argv: list[str] | None) -> Namespace:
@@ -87,11 +96,44 @@ def arguments(argv: list[str] | None) -> Namespace:
     args = parser.parse_args(argv)
     if unknown := set(args.packages) - set(known):
         parser.error(f"no benchmark for {', '.join(sorted(unknown))}; there is {', '.join(known)}")
-    words = [*args.packages, "" if args.profile == "quick" else f"--{args.profile}", "--data DATA" if args.data else ""]
-    options = " ".join(filter(None, words))  # without the paths of this machine
-    args.command = f"nox -s bench -- {options}" if options else "nox -s bench"
-    args.packages = args.packages or known
-    return args
+    try:
+        args.rebuild = [finished(path) for path in args.rebuild or ()]
+        args.data = args.data and source(args.data)
+        args.out.mkdir(parents=True, exist_ok=True)  # now, not when all has been measured
+    except ValueError as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(f"argument --out: cannot make the folder {args.out}: {error.strerror}")
+    args.packages = list(dict.fromkeys(args.packages)) or known
+    words = [*([] if args.packages == known else args.packages), "" if args.profile == "quick" else f"--{args.profile}"]
+    words += [f"--only {json.dumps(text)}" for text in args.only or ()] + (["--data DATA"] if args.data else [])
+    args.command = " ".join(["nox -s bench", *(["--"] if any(words) else []), *filter(None, words)])
+    return args  # the command is without the paths of this machine
+
+
+def source(data: str) -> str:
+    """An existing folder or file, or what may be a name on the hub."""
+    if Path(data).exists():
+        return str(Path(data).resolve())
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", data):
+        raise ValueError(f"argument --data: there is no folder {data}, nor can a Hugging Face data set have that name")
+    print(f"There is no folder {data} here: it is taken for the name of a Hugging Face data set.", file=sys.stderr)
+    return data
+
+
+def finished(path: Path) -> Run:
+    """A run that was written before, of which a page can be made."""
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        report.page([run])
+    except OSError as error:
+        raise ValueError(f"argument --from: {path} cannot be read: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"argument --from: {path} is no JSON: {error}") from error
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"argument --from: {path} does not hold a run of the benchmarks ({why})") from error
+    return run  # type: ignore[no-any-return]
 
 
 def no_gpu() -> str:
@@ -102,59 +144,66 @@ def no_gpu() -> str:
     return "" if torch.cuda.is_available() else f"torch {torch.__version__} sees no CUDA device"
 
 
-def measure(args: Namespace, console: Console) -> dict[str, Any]:
+# --- measuring ---
+
+
+def measure(args: Namespace, console: Console) -> Run:
     """All selected workloads, one after the other; what breaks is recorded and the next one runs."""
-    start, outcomes = time.perf_counter(), []
-    jobs: list[tuple[str, harness.Workload, list[str]]] = []
-    for path in sorted(HERE.glob("*/bench_*.py")):
-        if (package := path.parent.name) not in args.packages:
-            continue
-        try:
-            module = load(path)
-        except Exception as error:
-            outcomes.append(broken(package, harness.Outcome(path.stem, "This file could not be loaded."), error))
-            continue
-        ours = [package] if (HERE.parent / "packages" / package).is_dir() else []
-        names = list(dict.fromkeys([*ours, *module.PACKAGES]))
-        chosen = [w for w in module.WORKLOADS if any(text in w.name for text in args.only or [""])]
-        jobs += [(package, w, names) for w in chosen if args.profile in w.profiles]
-    harness.set_threads(1)  # a race sets its own
-    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        overall = progress.add_task("benchmarks", total=len(jobs))
-        for place, (package, workload, names) in enumerate(jobs, 1):
-            task = progress.add_task(f"{package}: {workload.name}", total=100)
-            context = harness.Context(args.profile, args.data, partial(advance, progress, task))
-            begun = time.perf_counter()
-            try:
-                outcome = workload.run(context).record() | {"package": package}
-            except Exception as error:
-                outcome = broken(package, harness.Outcome(workload.name, workload.about), error)
-            outcome |= {"seconds": round(time.perf_counter() - begun, 2), "versions": names}
-            outcomes.append(outcome)
-            gc.collect()
-            progress.remove_task(task)
-            progress.advance(overall)
-            worst = next((f["verdict"] for f in outcome["figures"] if f["verdict"] in harness.BAD), "")
-            done = f"[dim]{place:2}/{len(jobs)}[/] {package}: {workload.name} [dim]{outcome['seconds']:.1f} s[/]"
-            progress.console.print(f"{done} [bold red]{worst}")
-    versions = {name: harness.version(name) for _, _, names in jobs for name in names}  # last, since it may import
-    for outcome in outcomes:
+    start, done, jobs = time.perf_counter(), list[Run](), list[Job]()
+    run: Run = {"format": 1, "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    run |= {"command": args.command, "profile": args.profile, "outcomes": done}
+    try:
+        for path in sorted(HERE.glob("*/bench_*.py")):
+            if (package := path.parent.name) in args.packages:
+                try:
+                    module = load(path)
+                except Exception as error:
+                    done.append(broken(package, harness.Outcome(path.stem, "This file could not be loaded."), error))
+                    continue
+                ours = [package] if (HERE.parent / "packages" / package).is_dir() else []
+                names = list(dict.fromkeys([*ours, *module.PACKAGES]))
+                chosen = [w for w in module.WORKLOADS if any(text in w.name for text in args.only or [""])]
+                jobs += [(package, w, names) for w in chosen if args.profile in w.profiles]
+        harness.set_threads(1)  # a race sets its own
+        with Watch(console, expected(jobs, args)) as watch:
+            for job in jobs:
+                outcome = watched(job, args, watch)
+                done.append(outcome)
+                watch.done(f"{job[0]}: {job[1].name}", outcome["seconds"], bad(outcome))
+    except KeyboardInterrupt:
+        run["note"] = f"stopped by the user after {len(done)} of {len(jobs) or 'its'} workloads"
+    versions = {name: harness.version(name) for *_, names in jobs for name in names}  # last, since it may import
+    for outcome in done:
         outcome["versions"] = {name: versions[name] for name in outcome.get("versions", ())}
-    return {
-        "format": 1,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": args.command,
-        "profile": args.profile,
-        "machine": harness.machine(),
-        "versions": versions,
-        "seconds": round(time.perf_counter() - start, 1),
-        "outcomes": outcomes,
-    }
+    run |= {"machine": harness.machine(), "versions": versions}
+    run["seconds"] = round(time.perf_counter() - start, 1)
+    return run
 
 
-def advance(progress: Progress, task: TaskID, share: float) -> None:
-    progress.update(task, completed=int(100 * share))
+def watched(job: Job, args: Namespace, watch: Watch) -> Run:
+    package, workload, names = job
+    watch.start(f"{package}: {workload.name}")
+    context = harness.Context(args.profile, args.data, watch.advance)
+    begun = time.perf_counter()
+    try:
+        outcome = workload.run(context).record() | {"package": package}
+    except Exception as error:
+        outcome = broken(package, harness.Outcome(workload.name, workload.about), error)
+    outcome |= {"seconds": round(time.perf_counter() - begun, 2), "versions": names}
+    gc.collect()
+    return outcome
+
+
+def expected(jobs: Sequence[Job], args: Namespace) -> list[float]:
+    """Seconds of each workload as the last runs of this profile had them, or of the usual one."""
+    known: dict[tuple[str, str], float] = {}
+    for path in (*sorted(HERE.glob("results/*.json")), *sorted(args.out.glob("*.json"))):
+        with suppress(OSError, ValueError, LookupError, TypeError):  # what is no run of ours
+            run = json.loads(path.read_text(encoding="utf-8"))
+            if run["profile"] == args.profile:
+                known |= {(o["package"], o["name"]): float(o["seconds"]) for o in run["outcomes"]}
+    usual = {"smoke": 0.4, "quick": 5.0, "full": 60.0, "gpu": 5.0}[args.profile]
+    return [max(0.1, known.get((package, workload.name), usual)) for package, workload, _ in jobs]
 
 
 def load(path: Path) -> ModuleType:
@@ -172,7 +221,7 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-def broken(package: str, outcome: harness.Outcome, error: Exception) -> dict[str, Any]:
+def broken(package: str, outcome: harness.Outcome, error: Exception) -> Run:
     """An outcome with one line and no number: red, unless only something is missing."""
     figure = harness.Figure("", package, "", note=f"{type(error).__name__}: {error}", verdict="failed")
     if isinstance(error, harness.UnequalError | harness.MissingError):
@@ -184,7 +233,32 @@ def broken(package: str, outcome: harness.Outcome, error: Exception) -> dict[str
     return outcome.record() | {"package": package}
 
 
-def table(run: dict[str, Any]) -> Table:
+def bad(outcome: Run) -> str:
+    return next((f["verdict"] for f in outcome["figures"] if f["verdict"] in harness.BAD), "")
+
+
+# --- what is printed ---
+
+
+def conclude(run: Run, console: Console) -> None:
+    """The table, why what is missing is missing, and the seconds of each package."""
+    console.print(table(run))
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for outcome in run["outcomes"]:
+        missing = [figure["note"] for figure in outcome["figures"] if figure["verdict"] == "missing"]
+        for text in dict.fromkeys([outcome["error"], *missing]) if outcome["error"] or missing else ():
+            reasons.setdefault((outcome["package"], text), []).append(outcome["name"])
+    for (package, text), names in reasons.items():
+        console.print(f"{package}, {'; '.join(names)}: {text}", markup=False, highlight=False)
+    seconds: dict[str, float] = {}
+    for outcome in run["outcomes"]:
+        seconds[outcome["package"]] = seconds.get(outcome["package"], 0.0) + outcome["seconds"]
+    console.print(" · ".join(f"{package} {spent:.0f} s" for package, spent in seconds.items()), highlight=False)
+    if "note" in run:
+        console.print(f"[bold yellow]{run['note']}")
+
+
+def table(run: Run) -> Table:
     title = "Smoke run: tiny inputs, equality asserted, nothing judged" if run["profile"] == "smoke" else None
     view = Table(title=title, header_style="bold", pad_edge=False)
     for name in ("package", "figure", "ours / peer", "value [interval]", "target", "verdict"):

@@ -1,0 +1,287 @@
+"""The bench itself, on workloads of a few microseconds: verdicts, exit codes, selection, Ctrl-C, pages of old runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = """
+import time
+
+from harness import Contestant, Figure, MissingError, Outcome, Race, Study, UnequalError, Versus, at_most, same_bits
+
+PACKAGES = ("rich",)
+
+
+class Number(int):
+    dtype = "int"
+    shape = ()
+
+    def __eq__(self, other):
+        return Wrapped(int(self) == int(other))
+
+
+class Wrapped:
+    def __init__(self, value):
+        self.value = value
+
+    def all(self):
+        return self.value
+
+
+def waiting(seconds):
+    return lambda: Contestant(lambda: time.sleep(seconds))
+
+
+def absent():
+    raise ImportError("no such peer")
+
+
+def race(name, equal=lambda context: "equal", limit=1e9, **options):
+    racers = {"ours": waiting(0.0), "theirs": waiting(0.001), "absent": absent}
+    versus = Versus("theirs", at_most(limit), headline=True), Versus("absent")
+    return Race(name, "about", lambda context: racers, equal, versus, clock="wall", seconds=0.02, **options)
+
+
+def study(name, measure):
+    return Study(name, "about", measure)
+
+
+def without_data(context, outcome):
+    if context.data is None:
+        raise MissingError("this needs --data: a folder")
+    outcome.figures.append(Figure("value", "ours", context.data, value=1.0))
+
+
+def slow(context, outcome):
+    print("begun", flush=True)
+    time.sleep(60)
+
+
+def broken(context, outcome):
+    raise RuntimeError("it broke")
+
+
+"""
+
+
+class Bench:
+    """A folder of benchmarks like the real one, with workloads of its own."""
+
+    def __init__(self, run: ModuleType, folder: Path) -> None:
+        self.run, self.folder = run, folder
+
+    def write(self, package: str, workloads: str) -> None:
+        (self.folder / package).mkdir(exist_ok=True)
+        (self.folder / package / "bench_it.py").write_text(f"{SOURCE}WORKLOADS = [{workloads}]\n", encoding="utf-8")
+
+    def __call__(self, *argv: str) -> int:
+        return int(self.run.main([*argv, "--out", str(self.folder / "out")]))
+
+    def result(self, pattern: str = "*-quick.json") -> dict[str, Any]:
+        (path,) = (self.folder / "out").glob(pattern)
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+
+    def verdicts(self) -> dict[str, list[str]]:
+        return {o["name"]: [f["verdict"] for f in o["figures"]] for o in self.result()["outcomes"]}
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # which run.py sets
+    import run
+
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    return Bench(run, tmp_path)
+
+
+def test_a_missed_target_does_not_fail_the_run(bench: Bench) -> None:
+    bench.write("a", 'race("fast"), race("slow", limit=1e-9)')
+    assert bench() == 0
+    assert bench.verdicts() == {"fast": ["met", "missing"], "slow": ["missed", "missing"]}
+    assert all(outcome["figures"][0]["samples"] for outcome in bench.result()["outcomes"])
+
+
+@pytest.mark.parametrize(
+    ("workload", "verdict"),
+    [
+        ('race("x", equal=lambda context: same_bits(Number(1), Number(2), "bits"))', "unequal"),
+        ('study("x", broken)', "failed"),
+    ],
+)
+def test_a_difference_and_a_breakdown_fail_it_and_the_others_still_run(
+    bench: Bench, workload: str, verdict: str
+) -> None:
+    bench.write("a", f'{workload}, race("y")')
+    assert bench() == 1
+    assert bench.verdicts() == {"x": [verdict], "y": ["met", "missing"]}
+
+
+def test_equal_results_are_timed(bench: Bench) -> None:
+    bench.write("a", 'race("x", equal=lambda context: same_bits(Number(2), Number(2), "bits"))')
+    assert bench() == 0
+    assert bench.result()["outcomes"][0]["equal"] == "bits: equal bit for bit."
+
+
+def test_packages_and_names_select(bench: Bench) -> None:
+    bench.write("a", 'race("x"), race("y")')
+    bench.write("b", 'study("z", broken)')
+    bench.write("together", 'race("both")')
+    assert bench("a", "together", "--only", "x", "--only", "bo") == 0
+    run = bench.result()
+    assert [(o["package"], o["name"]) for o in run["outcomes"]] == [("a", "x"), ("together", "both")]
+    assert run["command"] == 'nox -s bench -- a together --only "x" --only "bo"'
+    assert [set(o["versions"]) for o in run["outcomes"]] == [{"rich"}, {"rich"}]
+
+
+def test_nothing_selected_is_said(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.write("a", 'race("x")')
+    assert bench("--only", "nothing") == 2
+    assert "Nothing was run" in capsys.readouterr().out
+    assert not list(bench.folder.glob("out/*"))
+
+
+def test_data_reaches_the_workload(bench: Bench) -> None:
+    bench.write("a", 'study("x", without_data)')
+    assert bench() == 0
+    assert bench.verdicts() == {"x": ["missing"]}
+    (bench.folder / "data").mkdir()
+    for data in (str(bench.folder / "data"), "owner/name"):
+        assert bench("--data", data) == 0
+        assert bench.result()["outcomes"][0]["figures"][0]["peer"] == data
+        assert bench.result()["command"] == "nox -s bench -- --data DATA"
+
+
+@pytest.mark.parametrize(
+    ("argv", "what"),
+    [
+        (["--nonsense"], "--nonsense"),
+        (["c"], "no benchmark for c; there is a"),
+        (["--data", "/not/here"], "there is no folder /not/here"),
+        (["--from", "nowhere.json"], "nowhere.json cannot be read"),
+        (["--from", "broken.json"], "broken.json is no JSON"),
+        (["--from", "other.json"], "other.json does not hold a run"),
+        (["--from", "whole.json", "half.json"], "half.json does not hold a run"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    bench: Bench, argv: list[str], what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.write("a", 'race("x")')
+    bench()
+    whole = bench.result()
+    for path in bench.folder.glob("out/*"):
+        path.unlink()
+    half = {**whole, "outcomes": [{"package": "a", "name": "x"}]}
+    for name, text in (
+        ("broken", '{"format": 1'),
+        ("other", "[1]"),
+        ("whole", json.dumps(whole)),
+        ("half", json.dumps(half)),
+    ):
+        (bench.folder / f"{name}.json").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(bench.folder)
+    with pytest.raises(SystemExit) as ended:
+        bench(*argv)
+    assert ended.value.code == 2
+    assert what in capsys.readouterr().err
+    assert not list(bench.folder.glob("out/*"))
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.write("a", 'race("x")')
+    (bench.folder / "out").write_text("mine", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        bench()
+    assert "cannot make the folder" in capsys.readouterr().err
+    assert (bench.folder / "out").read_text(encoding="utf-8") == "mine"
+
+
+def test_the_page_is_made_again_from_a_run(bench: Bench) -> None:
+    bench.write("a", 'race("x")')
+    bench()
+    (path,) = bench.folder.glob("out/*.json")
+    page = bench.folder / "out" / "index.html"
+    before = page.read_text(encoding="utf-8")
+    page.unlink()
+    assert bench("--from", str(path)) == 0
+    assert page.read_text(encoding="utf-8") == before
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv.pop(1))
+import run
+
+run.HERE = Path(sys.argv.pop(1))
+sys.exit(run.main())
+"""
+
+
+@pytest.mark.parametrize("first", ['race("x"), ', ""])
+def test_ctrl_c_keeps_what_was_measured(bench: Bench, first: str) -> None:
+    bench.write("a", f'{first}study("long", slow), race("never")')
+    out = bench.folder / "out"
+    command = [sys.executable, "-c", PROGRAM, ROOT / "benchmarks", bench.folder, "--out", out]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while "begun" not in (line := process.stdout.readline()):
+            assert line
+        process.send_signal(signal.SIGINT)
+        said = process.stdout.read()
+    assert process.returncode == 130
+    if not first:
+        assert "Nothing was run: stopped" in said
+        assert not list(out.glob("*"))
+        return
+    run = bench.result("*-quick-stopped.json")
+    assert [(o["name"], o["figures"][0]["verdict"]) for o in run["outcomes"]] == [("x", "met")]
+    assert run["note"] == "stopped by the user after 1 of 3 workloads"
+    assert run["note"] in said
+    assert run["note"] in (out / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_terminal_shows_a_bar_with_the_time_left(bench: Bench) -> None:
+    bench.write("a", 'study("x", lambda context, outcome: time.sleep(0.5)), race("y")')
+    command = [sys.executable, "-c", PROGRAM, ROOT / "benchmarks", bench.folder, "--out", bench.folder / "out"]
+    master, slave = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(command, stdout=slave, stderr=slave, env=environment) as process:
+        os.close(slave)
+        said, end = b"", time.monotonic() + 60
+        with suppress(OSError):  # which ends it: the other side is closed
+            while time.monotonic() < end:
+                said += os.read(master, 65536)
+    os.close(master)
+    assert process.returncode == 0
+    assert b"0/2, about 0:10 left" in said
+    assert b"1/2, about " in said
+
+
+def test_time_left_follows_the_pace(bench: Bench) -> None:
+    from progress import Watch
+    from rich.console import Console
+
+    with Watch(Console(quiet=True), [100.0, 100.0, 200.0]) as watch:
+        assert watch.left() == 400
+        watch.start("a")
+        assert watch.left(50) == 350
+        watch.done("a", 210.0)  # twice as slow as expected
+        assert watch.left() == 600
