@@ -149,7 +149,9 @@ def no_gpu() -> str:
 
 def measure(args: Namespace, console: Console) -> Run:
     """All selected workloads, one after the other; what breaks is recorded and the next one runs."""
-    start, done, jobs = time.perf_counter(), list[Run](), list[Job]()
+    start = time.perf_counter()
+    done: list[Run] = []
+    jobs: list[Job] = []
     run: Run = {"format": 1, "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     run |= {"command": args.command, "profile": args.profile, "outcomes": done}
     try:
