@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import statistics
+from collections import Counter
+from datetime import datetime
 from html import escape
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,19 @@ MEANING = {
     "failed": "the measurement broke",
     "reported": "no target was set or, in a smoke run, judged",
 }
+LESS = ("time", "loss", "error", "perplexity", "inertia")  # of the peer's: better if less
+MORE = ("as fast", "bytes/s", "characters/s", "accuracy", "gain")
+
+
+def read(path: Path) -> Json:
+    """A run that `run.py` wrote; ValueError if the file is anything else."""
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(run, dict) or run.get("format") != 1 or not isinstance(run.get("outcomes"), list):
+        raise ValueError(f"{path} does not hold a run of the benchmarks: an object of format 1 with its outcomes")
+    return run
 
 
 def write(runs: list[Json], path: Path) -> Path:
@@ -60,6 +77,40 @@ def number(figure: Json) -> str:
 def target(figure: Json) -> str:
     wanted = figure["target"]
     return "" if wanted is None else f"{'≤' if wanted['at_most'] else '≥'} {wanted['limit']:.3g}"
+
+
+def better(figure: Json) -> int:
+    """Whether more (1) or less (-1) is better; 0 where neither the target nor the unit tells."""
+    if figure["target"] is not None:
+        return -1 if figure["target"]["at_most"] else 1
+    unit = figure["unit"].strip()
+    return 1 if unit.endswith(MORE) or unit == "MB/s" else -1 if unit.startswith("x") and unit.endswith(LESS) else 0
+
+
+def arrow(figure: Json) -> str:
+    words = {1: "more is better", -1: "less is better"}.get(better(figure))
+    sign = "↑" if better(figure) > 0 else "↓"
+    return f'<span class="way" role="img" aria-label="{words}" title="{words}">{sign}</span>' if words else ""
+
+
+def headlines(run: Json) -> dict[str, list[Json]]:
+    """The headline figures of each package, with the names of their workloads."""
+    found: dict[str, list[Json]] = {outcome["package"]: [] for outcome in run["outcomes"]}
+    for outcome in run["outcomes"]:
+        rows = (figure | {"workload": outcome["name"]} for figure in outcome["figures"] if figure["headline"])
+        found[outcome["package"]] += [figure for figure in rows if figure["value"] is not None]
+    return found
+
+
+def listing(run: Json) -> str:
+    """The headlines as a README writes them, in bold."""
+    lines = [f"{when(run)}, {run['profile']}"]
+    for package, figures in headlines(run).items():
+        for figure in figures:
+            against = f" against {figure['peer']}" if figure["peer"] else ""
+            what = ": ".join(filter(None, (figure["workload"], figure["name"])))
+            lines.append(f"{package}: **{value(figure)}**, {what}; {figure['ours']}{against}")
+    return "\n".join(lines)
 
 
 def stride(extent: float) -> float:
@@ -116,6 +167,37 @@ def strip(figure: Json, axis: Axis) -> str:
 def scale(axis: Axis) -> str:
     marks = "".join(f'<text x="{axis(tick)}%" y="12">{tick:g}</text>' for tick in axis.ticks())
     return f'<svg class="scale" height="18" aria-hidden="true">{marks}</svg>'
+
+
+def lane(figure: Json, axis: Axis) -> str:
+    """A headline on the scale that all share: how many times better ours is, however the figure puts it."""
+    lines = "".join(f'<line class="ruler" x1="{x}%" x2="{x}%" y1="0" y2="100%"/>' for x in map(axis, decades(axis)))
+    parts = [f'<rect class="good" x="{axis(1)}%" width="{100 - axis(1):.2f}%" y="0" height="100%"/>', lines]
+    parts.append(f'<line class="rule" x1="{axis(1)}%" x2="{axis(1)}%" y1="0" y2="100%"/>')
+    if (wanted := figure["target"]) is not None and wanted["limit"] > 0:
+        x = axis(wanted["limit"] ** better(figure))
+        parts.append(f'<line class="limit" x1="{x}%" x2="{x}%" y1="0" y2="100%"/>')
+    ends = advantage(figure)
+    low, middle, high = (axis(end) for end in ends)
+    side = "ahead" if ends[1] >= 1 else "behind"
+    parts.append(f'<line class="span {side}" x1="{low}%" x2="{high}%" y1="50%" y2="50%"/>')
+    parts.append(f'<circle class="point {side}" cx="{middle}%" cy="50%" r="5"/>')
+    times = short(ends[1]) if ends[1] >= 1 else short(1 / ends[1])
+    words = f"ours {times} times {'better' if ends[1] >= 1 else 'worse'}"
+    return f'<svg class="lane" role="img" aria-label="{words}"><title>{words}</title>{"".join(parts)}</svg>'
+
+
+def advantage(figure: Json) -> list[float]:
+    """The low end, the value and the high end of a ratio, above 1 where ours is better; empty if it is no ratio."""
+    ends = [figure["value"] if figure[end] is None else figure[end] for end in ("low", "value", "high")]
+    if not figure["unit"].startswith("x") or not better(figure) or any(end is None or end <= 0 for end in ends):
+        return []
+    return sorted(end ** better(figure) for end in ends)
+
+
+def decades(axis: Axis) -> list[float]:
+    low, high = math.exp(axis.low), math.exp(axis.high)
+    return [10.0**e for e in range(-6, 7) if e and low <= 10.0**e <= high]
 
 
 def bars(outcome: Json) -> str:
@@ -192,9 +274,9 @@ def line(figure: Json, axis: Axis | None) -> str:
     wanted = f"<small>target {target(figure)}</small>" if figure["target"] else ""
     return (
         f'<div class="figure"><div class="words"><span>{words}</span>'
-        f'<span class="value"><b>{escape(value(figure))}</b> <small>{interval(figure)}</small> {wanted} {chip(figure)}'
-        "</span></div>"
-        + (strip(figure, axis) if axis is not None and figure["samples"] else "")
+        f'<span class="value"><b>{escape(value(figure))}</b> {arrow(figure)} <small>{interval(figure)}</small> {wanted}'
+        f" {chip(figure)}</span></div>"
+        + (strip(figure, axis) if axis is not None and _extent(figure) else "")
         + (f'<p class="note">{escape(figure["note"])}</p>' if figure["note"] else "")
         + "</div>"
     )
@@ -219,14 +301,15 @@ def grid(rows: list[list[str]]) -> str:
     return f'<div class="wide"><table class="grid">{lines}</table></div>'
 
 
-def section(outcome: Json, run: Json, anchor: str) -> str:
+def section(outcome: Json, run: Json, anchor: str, level: int) -> str:
     values = [x for figure in outcome["figures"] for x in _extent(figure)]
-    axis = Axis([*values, 1.0]) if values else None
+    ratios = any(figure["unit"].startswith("x") for figure in outcome["figures"])
+    axis = Axis([*values, 1.0] if ratios else values) if values else None
     body = [line(figure, axis) for figure in outcome["figures"]]
     if axis is not None:
         body.append(scale(axis))
-        clock = escape(outcome["clock"])
-        body.append(f'<p class="unit">{clock}; a dot per round, bar: 95 % interval of the median, shaded: target</p>')
+        clock = f"{escape(outcome['clock'])}; " if outcome["clock"] else ""
+        body.append(f'<p class="unit">{clock}a dot per round, bar: 95 % interval of the median, shaded: target</p>')
     if outcome["bars"]:
         body.append(bars(outcome))
     body += [curves(plot) for plot in outcome["curves"]]
@@ -236,15 +319,15 @@ def section(outcome: Json, run: Json, anchor: str) -> str:
     if outcome["equal"]:
         body.append(f'<p class="equal"><span>✓ equal</span> {escape(outcome["equal"])}</p>')
     body.append(times(outcome))
-    versions = " · ".join(f"{name} {number}" for name, number in run["versions"].items())
-    body.append(f'<p class="foot"><code>{escape(run["command"])}</code> {escape(versions)}</p>')
-    head = f'<section id="{anchor}"><h3>{escape(outcome["name"])}</h3><p>{escape(outcome["about"])}</p>'
+    versions = " · ".join(f"{name} {number}" for name, number in versions_of(outcome, run).items())
+    body.append(f'<p class="foot"><code>{escape(command(outcome, run))}</code> <span>{escape(versions)}</span></p>')
+    head = f'<section id="{anchor}"><h{level}>{escape(outcome["name"])}</h{level}><p>{escape(outcome["about"])}</p>'
     return f"{head}{''.join(body)}</section>"
 
 
 def _extent(figure: Json) -> list[float]:
     """What the axis must show: the interval, the target, and the samples but for the outermost twentieth."""
-    if not figure["samples"]:
+    if not figure["samples"] or figure["low"] is None or min(figure["samples"]) <= 0:
         return []
     ordered = sorted(figure["samples"])
     cut = len(ordered) // 20
@@ -252,48 +335,142 @@ def _extent(figure: Json) -> list[float]:
     return [figure["low"], figure["high"], ordered[cut], ordered[-1 - cut], *limit]
 
 
+def versions_of(outcome: Json, run: Json) -> dict[str, str]:
+    """What the outcome was measured with. Older runs tell only what all packages of the run were measured with."""
+    if "versions" in outcome:
+        return outcome["versions"]
+    alone = len({other["package"] for other in run["outcomes"]}) == 1
+    return {name: text for name, text in run["versions"].items() if alone or name == outcome["package"]}
+
+
+def command(outcome: Json, run: Json) -> str:
+    """The run's command, for this outcome's package alone."""
+    words = run["command"].partition(" -- ")[2].split()
+    options = dropwhile(lambda word: not word.startswith("--"), words)
+    return " ".join(["nox -s bench --", outcome["package"], *options])
+
+
+# --- the summary ---
+
+
 def summary(runs: list[Json]) -> str:
-    """The headline of each workload that has one, and whatever went wrong."""
-    rows = []
-    for index, run in enumerate(runs):
-        for place, outcome in enumerate(run["outcomes"]):
-            for figure in outcome["figures"]:
-                if not figure["headline"] and figure["verdict"] not in ("unequal", "failed", "missing"):
-                    continue
-                cells = {
-                    "package": f"<b>{escape(outcome['package'])}</b>",
-                    "what": f'<a href="#w{index}-{place}">{escape(outcome["name"])}</a>',
-                    "ratio": f"<b>{escape(value(figure))}</b> <small>{interval(figure)}</small>",
-                    "peer": f"<small>against</small> {escape(figure['peer'])}" if figure["peer"] else "",
-                    "verdict": chip(figure),
-                }
-                rows.append(f"<tr>{''.join(f'<td class={name}>{cell}</td>' for name, cell in cells.items())}</tr>")
-    return f'<table class="summary">{"".join(rows)}</table>'
+    """The headlines of every package on one scale, what went wrong, and how much could not be measured."""
+    places = [(index, run, place) for index, run in enumerate(runs) for place in range(len(run["outcomes"]))]
+    groups: dict[str, list[tuple[Json, Json, str]]] = {}
+    for index, run, place in places:
+        outcome = run["outcomes"][place]
+        group = groups.setdefault(outcome["package"], [])
+        group += [(figure, outcome, f"w{index}-{place}") for figure in outcome["figures"]]
+    figures = [figure for group in groups.values() for figure, _, _ in group if figure["headline"]]
+    ends = [end for figure in figures for end in advantage(figure)]
+    axis = Axis([*ends, 0.8, 1.25])
+    marks = [*decades(axis), 1.0] if axis.high - axis.low > math.log(10) else axis.ticks()
+    ruler = "".join(f'<text x="{axis(mark)}%" y="14">{mark:,g}</text>' for mark in marks)
+    ruler = f'<svg class="scale" height="18" aria-hidden="true">{ruler}</svg>' if ends else ""
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("headline", "value", "SCALE", "against", "verdict"))
+    head = head.replace("SCALE", f'<span class="sides"><span>peer</span> <span>ours better →</span></span>{ruler}')
+    bodies = [group_of(package, group, runs, axis) for package, group in groups.items()]
+    return f'<table class="summary"><thead><tr>{head}</tr></thead>{"".join(bodies)}</table>'
+
+
+def group_of(package: str, group: list[tuple[Json, Json, str]], runs: list[Json], axis: Axis) -> str:
+    own = [(index, run) for index, run in enumerate(runs) if any(o["package"] == package for o in run["outcomes"])]
+    number = next((run["versions"][package] for _, run in own if package in run["versions"]), "")
+    links = [f'<a href="#r{index}-{package}">{when(run)}, {run["profile"]}</a>' for index, run in own]
+    name = f'<a href="#r{own[0][0]}-{package}">{escape(package)}</a> <small>{escape(number)}</small>'
+    name += f'<small class="runs">{" · ".join(links)}</small>' if len(runs) > 1 else ""
+    rows = [f'<tr class="group"><th colspan="5" scope="rowgroup" id="{escape(package)}">{name}</th></tr>']
+    shown, missing = "", []
+    for figure, outcome, anchor in group:
+        if figure["verdict"] == "missing":
+            missing.append((figure, outcome, anchor))
+        elif figure["headline"] or figure["verdict"] in ("unequal", "failed"):
+            rows.append(headline(figure, outcome, anchor, axis, first=anchor != shown))
+            shown = anchor
+    if len(rows) == 1:
+        rows.append('<tr class="rest"><td colspan="5">no headline in what was run</td></tr>')
+    if missing:
+        notes = {f"{anchor} {figure['note']}": (figure, outcome, anchor) for figure, outcome, anchor in missing}
+        items = "".join(
+            f'<li><a href="#{anchor}">{escape(outcome["name"])}</a>: {escape(figure["note"])}</li>'
+            for figure, outcome, anchor in notes.values()
+        )
+        words = f"{len(missing)} {'figure' if len(missing) == 1 else 'figures'} not measured here"
+        folded = f"<details><summary>{words}</summary><ul>{items}</ul></details>"
+        rows.append(f'<tr class="rest"><td colspan="5">{folded}</td></tr>')
+    return f"<tbody>{''.join(rows)}</tbody>"
+
+
+def headline(figure: Json, outcome: Json, anchor: str, axis: Axis, first: bool) -> str:
+    """A row of the summary; the first of a workload says what the workload is."""
+    title = ": ".join(filter(None, (outcome["name"], figure["name"])))
+    about = f"<small>{escape(sentence(outcome['about']))}</small>" if first else ""
+    ours = "" if figure["ours"].replace("_", "-") == outcome["package"] else escape(figure["ours"])
+    if figure["peer"]:
+        who = f"<small>{ours} against</small>" if ours else '<small class="against">against</small>'
+        who += f" {escape(figure['peer'])}"
+    else:
+        who = f"<small>{ours}</small>" if ours else ""
+    number = f"<b>{escape(value(figure))}</b> {arrow(figure)}<small>{interval(figure)}</small>"
+    cells = {
+        "what": f'<a href="#{anchor}">{escape(title)}</a>{about}',
+        "ratio": "<b>-</b>" if figure["value"] is None else number,
+        "plot": lane(figure, axis) if advantage(figure) else "",
+        "peer": who,
+        "verdict": chip(figure),
+    }
+    return f"<tr>{''.join(f'<td class={name}>{cell}</td>' for name, cell in cells.items())}</tr>"
+
+
+def sentence(text: str) -> str:
+    """The first sentence."""
+    return text.partition(". ")[0].removesuffix(".") + "." if text else ""
+
+
+def verdicts(runs: list[Json]) -> str:
+    """How many figures came out how."""
+    count = Counter(f["verdict"] for run in runs for outcome in run["outcomes"] for f in outcome["figures"])
+    chips = (f"<li>{count[verdict]} {chip({'verdict': verdict})}</li>" for verdict in MEANING if count[verdict])
+    return f'<ul class="count" aria-label="all figures by verdict">{"".join(chips)}</ul>'
+
+
+# --- the page ---
+
+
+def when(run: Json) -> str:
+    date = datetime.fromisoformat(run["date"])
+    return f"{date.day} {date:%B %Y}"
 
 
 def about(run: Json) -> str:
     box = run["machine"]
     parts = [box["cpu"], f"{box['cores']} cores", *box["flags"], f"{box['memory_gib']:.0f} GiB", box["gpu"] or "no GPU"]
     parts += [f"Python {box['python']}", box["system"]]
-    when = run["date"].replace("T", " ").replace("+00:00", " UTC")
-    what = f"<b>{escape(run['profile'])} run</b>, {escape(when)}, {run['seconds']:.0f} s"
+    clock = f"{datetime.fromisoformat(run['date']):%H:%M}"
+    what = f"<b>{escape(run['profile'])} run</b>, {when(run)}, {clock} UTC, {run['seconds']:.0f} s"
     note = f'<p class="note">{escape(run["note"])}</p>' if "note" in run else ""
-    return f'<p class="machine">{what}<br>{escape(" · ".join(parts))}</p>{note}'
+    code = f"<code>{escape(run['command'])}</code>"
+    return f'<p class="machine">{what}: {code}<br>{escape(" · ".join(parts))}</p>{note}'
 
 
 def page(runs: list[Json]) -> str:
+    several = len(runs) > 1
     body = []
     for index, run in enumerate(runs):
-        body.append(about(run))
+        if several:
+            body.append(f'<h2 class="run" id="r{index}">{when(run)}, {escape(run["profile"])}</h2>{about(run)}')
         for package in dict.fromkeys(outcome["package"] for outcome in run["outcomes"]):
-            body.append(f"<h2>{escape(package)}</h2>")
+            level = 3 if several else 2
+            body.append(f'<h{level} class="package" id="r{index}-{package}">{escape(package)}</h{level}>')
             body += [
-                section(outcome, run, f"w{index}-{place}")
+                section(outcome, run, f"w{index}-{place}", level + 1)
                 for place, outcome in enumerate(run["outcomes"])
                 if outcome["package"] == package
             ]
-    if any(run["profile"] == "smoke" for run in runs):
-        body.insert(0, '<p class="smoke">A smoke run: tiny inputs, equality asserted, nothing judged.</p>')
+    packages = dict.fromkeys(outcome["package"] for run in runs for outcome in run["outcomes"])
+    aim = "{0}" if several else "r0-{0}"  # of several runs, the summary has the links
+    links = "".join(f'<a href="#{aim.format(package)}">{escape(package)}</a>' for package in packages)
+    smoke = '<p class="smoke">A smoke run: tiny inputs, equality asserted, nothing judged.</p>'
     legend = "".join(f"<li>{chip({'verdict': verdict})} {meaning}</li>" for verdict, meaning in MEANING.items())
     return f"""<!doctype html>
 <html lang="en">
@@ -301,7 +478,7 @@ def page(runs: list[Json]) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>Benchmarks</title>
+<title>Benchmarks, {" and ".join(dict.fromkeys(map(when, runs)))}</title>
 <style>
 {(HERE / "report.css").read_text(encoding="utf-8")}</style>
 </head>
@@ -311,8 +488,17 @@ def page(runs: list[Json]) -> str:
 <p class="lead">Two programs, the same input, one process: they take turns, and every round gives a ratio. The number is
 the median of the ratios with its 95&nbsp;% bootstrap interval. Before anything is timed, the results are asserted
 equal.</p>
+{"" if several else about(runs[0])}
+{smoke if any(run["profile"] == "smoke" for run in runs) else ""}
+{verdicts(runs)}
+<nav aria-label="packages"><a href="#summary">summary</a>{links}</nav>
+<h2 id="summary">Summary</h2>
+<p class="legend"><span><b>↑</b> more is better: “2x as fast” is half the peer's time.</span> <span><b>↓</b> less is
+better: “2x the time” is twice the peer's.</span> <span>In the plot, ours is better to the right of the line at 1; a dot
+is the median, its bar the interval, dashes are the target.</span></p>
 {summary(runs)}
 {"".join(body)}
+<h2 id="verdicts">Verdicts</h2>
 <ul class="verdicts">{legend}</ul>
 </main>
 </body>

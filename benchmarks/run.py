@@ -51,6 +51,10 @@ def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     console = Console(width=None if sys.stdout.isatty() else 140)
     if args.rebuild:
+        if args.headlines:
+            for run in args.rebuild:
+                print(report.listing(run))
+            return 0
         console.print(f"page: {report.write(args.rebuild, args.out / 'index.html')}", soft_wrap=True)
         return 0
     if args.profile == "gpu" and (why := no_gpu()):
@@ -66,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     draft = path.with_suffix(".part")
     draft.write_text(json.dumps(run, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(draft, path)
-    page = report.write([json.loads(path.read_text(encoding="utf-8"))], args.out / "index.html")  # as --from reads it
+    page = report.write([report.read(path)], args.out / "index.html")  # as --from reads it
     conclude(run, console)
     console.print(f"{run['seconds']:.0f} s; results: {path}; page: {page}", soft_wrap=True)
     verdicts = [figure["verdict"] for outcome in run["outcomes"] for figure in outcome["figures"]]
@@ -93,7 +97,12 @@ def arguments(argv: list[str] | None) -> Namespace:
     parser.add_argument("--data", help="a folder of data sets or the name of a Hugging Face data set")
     parser.add_argument("--out", type=Path, default=HERE / "report", help="where the JSON file and index.html go")
     parser.add_argument("--from", dest="rebuild", nargs="+", type=Path, metavar="JSON", help="only rebuild the page")
+    parser.add_argument(
+        "--headlines", action="store_true", help="with --from: only print the headlines, as README has them"
+    )
     args = parser.parse_args(argv)
+    if args.headlines and not args.rebuild:
+        parser.error("--headlines tells those of a run that was made: name its file with --from")
     if unknown := set(args.packages) - set(known):
         parser.error(f"no benchmark for {', '.join(sorted(unknown))}; there is {', '.join(known)}")
     try:
@@ -124,16 +133,16 @@ def source(data: str) -> str:
 def finished(path: Path) -> Run:
     """A run that was written before, of which a page can be made."""
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run = report.read(path)
         report.page([run])
     except OSError as error:
         raise ValueError(f"argument --from: {path} cannot be read: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"argument --from: {path} is no JSON: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"argument --from: {error}") from error
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         raise ValueError(f"argument --from: {path} does not hold a run of the benchmarks ({why})") from error
-    return run  # type: ignore[no-any-return]
+    return run
 
 
 def no_gpu() -> str:
