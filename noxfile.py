@@ -171,7 +171,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style of Python and C++, and the workflows; `nox -s lint -- --fix` mends what can be mended."""
+    """Style of Python and C++, the workflows, the citation; `nox -s lint -- --fix` mends what can be mended."""
     session.install("ruff==0.17.6", "clang-format==23.1.5", "check-jsonschema==0.39.0", "zizmor==1.32.0")
     fix = "--fix" in session.posargs
     sources = [str(path) for path in ROOT.glob("packages/*/src/*/csrc/*")]
@@ -180,6 +180,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", *([] if fix else ["--diff"]))
     session.run("clang-format", *(["-i"] if fix else ["--dry-run", "-Werror"]), *sources)
     session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
+    session.run("check-jsonschema", "--builtin-schema", "vendor.citation-file-format", "CITATION.cff")
     session.run("zizmor", "--offline", "--no-progress", *workflows)
 
 

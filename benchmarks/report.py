@@ -90,7 +90,7 @@ def better(figure: Json) -> int:
 def arrow(figure: Json) -> str:
     words = {1: "more is better", -1: "less is better"}.get(better(figure))
     sign = "↑" if better(figure) > 0 else "↓"
-    return f'<span class="way" role="img" aria-label="{words}" title="{words}">{sign}</span>' if words else ""
+    return f'<span class="way" role="img" aria-label="{words}" title="{words}">{sign}&nbsp;</span>' if words else ""
 
 
 def headlines(run: Json) -> dict[str, list[Json]]:
@@ -236,11 +236,11 @@ def curves(plot: Json) -> str:
         legend.append(f'<span><i class="c{colour % 8}"></i>{escape(name)}</span>')
     step = stride(top - bottom)
     levels = [i * step for i in range(math.ceil(bottom / step), math.floor(top / step) + 1)]
-    ruler = []
+    ruler, labels = [], []
     for level in levels:
         y = 100 - 100 * (level - bottom) / (top - bottom)
         ruler.append(f'<line class="ruler" x1="0" x2="100%" y1="{y:.2f}%" y2="{y:.2f}%"/>')
-        ruler.append(f'<text class="level" x="2" y="{y:.2f}%" dy="-3">{level:.4g}</text>')
+        labels.append(f'<text class="level" x="2" y="{y:.2f}%" dy="-3">{level:.4g}</text>')
     wanted = sorted({point[0] for point in points})
     if len(wanted) > 6:
         step = stride(max(wanted) - min(wanted))
@@ -253,7 +253,8 @@ def curves(plot: Json) -> str:
     return (
         f'<figure><figcaption>{escape(plot["y"])}</figcaption><svg class="curves" height="240" role="img">'
         f"<title>{escape(plot['y'])} over {escape(plot['x'])}</title>{''.join(ruler)}"
-        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" width="100%" height="100%">{"".join(inner)}</svg></svg>'
+        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" width="100%" height="100%">{"".join(inner)}</svg>'
+        f"{''.join(labels)}</svg>"
         f'<svg class="scale feet" height="18" aria-hidden="true">{"".join(feet)}</svg>'
         f'<p class="x">{escape(plot["x"])}</p><p class="legend">{"".join(legend)}</p></figure>'
     )
@@ -274,7 +275,7 @@ def line(figure: Json, axis: Axis | None) -> str:
     wanted = f"<small>target {target(figure)}</small>" if figure["target"] else ""
     return (
         f'<div class="figure"><div class="words"><span>{words}</span>'
-        f'<span class="value"><b>{escape(value(figure))}</b> {arrow(figure)} <small>{interval(figure)}</small> {wanted}'
+        f'<span class="value">{arrow(figure)}<b>{escape(value(figure))}</b> <small>{interval(figure)}</small> {wanted}'
         f" {chip(figure)}</span></div>"
         + (strip(figure, axis) if axis is not None and _extent(figure) else "")
         + (f'<p class="note">{escape(figure["note"])}</p>' if figure["note"] else "")
@@ -411,7 +412,7 @@ def headline(figure: Json, outcome: Json, anchor: str, axis: Axis, first: bool) 
         who += f" {escape(figure['peer'])}"
     else:
         who = f"<small>{ours}</small>" if ours else ""
-    number = f"<b>{escape(value(figure))}</b> {arrow(figure)}<small>{interval(figure)}</small>"
+    number = f"{arrow(figure)}<b>{escape(value(figure))}</b><small>{interval(figure)}</small>"
     cells = {
         "what": f'<a href="#{anchor}">{escape(title)}</a>{about}',
         "ratio": "<b>-</b>" if figure["value"] is None else number,
