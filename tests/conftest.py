@@ -1,9 +1,11 @@
 """Every test that asks for a `package` runs for each of them."""
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-from tree import PACKAGES, Package
+from tree import PACKAGES, ROOT, Package
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,3 +24,12 @@ def wheel(package: Package, request: pytest.FixtureRequest) -> Path:
         pytest.fail("the wheels to test are missing: run `nox -s contract`, which builds them, or pass --wheels DIR")
     [wheel] = folder.glob(f"{package.module}-{package.project['version']}-*.whl")
     return wheel
+
+
+@pytest.fixture(scope="session")
+def report() -> ModuleType:
+    """benchmarks/report.py, which needs nothing but Python."""
+    spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks" / "report.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

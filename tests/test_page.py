@@ -1,6 +1,5 @@
 """The page of the benchmarks: it can be built from every run that is kept, and shows what the run holds."""
 
-import importlib.util
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -13,15 +12,6 @@ from tree import ROOT
 
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 VOID = {"meta", "br", "line", "rect", "circle", "polyline", "polygon"}
-
-
-@pytest.fixture(scope="session")
-def report() -> ModuleType:
-    """benchmarks/report.py, which needs nothing but Python."""
-    spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks" / "report.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Page(HTMLParser):
@@ -182,3 +172,22 @@ def test_what_went_wrong_is_in_the_summary(report: ModuleType, verdict: str) -> 
     page = report.page([made(value=None, low=None, high=None, samples=[], verdict=verdict, headline=False)])
     assert page.count("class=what") == 1
     assert f'class="chip {verdict}"' in page.partition("</table>")[0]
+
+
+def luminance(colour: str) -> float:
+    shares = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_letters_and_marks_stand_out_as_wcag_asks(scheme: int) -> None:
+    style = (ROOT / "benchmarks" / "report.css").read_text()
+    palette = dict(re.findall(r"--(\w+): (#\w{6})", re.findall(r":root \{(.*?)\}", style, re.DOTALL)[scheme]))
+    least = {"ink": 4.5, "soft": 4.5, "met": 4.5, "unclear": 4.5, "missed": 4.5, "mine": 3, "theirs": 3}
+    found = {}
+    for ground in ("paper", "card"):
+        for name in least:
+            low, high = sorted(luminance(palette[key]) for key in (ground, name))
+            found[ground, name] = (high + 0.05) / (low + 0.05)
+    assert {pair: ratio for pair, ratio in found.items() if ratio < least[pair[1]]} == {}
