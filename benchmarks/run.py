@@ -218,11 +218,15 @@ def expected(jobs: Sequence[Job], args: Namespace) -> list[float]:
 
 
 def load(path: Path) -> ModuleType:
-    """A module of workloads, which may import what else lies in its folder."""
+    """A module of workloads, which may import what else lies in its folder, but never a namesake in another."""
     name = f"bench.{path.parent.name}.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
+    for other, loaded in list(sys.modules.items()):  # or one `material` would be that of the package before
+        folder = Path(getattr(loaded, "__file__", None) or "").parent
+        if folder.parent == HERE and folder != path.parent and not other.startswith("bench."):
+            del sys.modules[other]
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent))
     try:
@@ -234,7 +238,8 @@ def load(path: Path) -> ModuleType:
 
 def broken(package: str, outcome: harness.Outcome, error: Exception) -> Run:
     """An outcome with one line and no number: red, unless only something is missing."""
-    figure = harness.Figure("", package, "", note=f"{type(error).__name__}: {error}", verdict="failed")
+    note = f"{type(error).__name__}: {error}".replace(str(HERE.parent), ".")
+    figure = harness.Figure("", package, "", note=note, verdict="failed")
     if isinstance(error, harness.UnequalError | harness.MissingError):
         figure.verdict = "unequal" if isinstance(error, harness.UnequalError) else "missing"
         figure.note = outcome.error = str(error)

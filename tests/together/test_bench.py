@@ -149,6 +149,25 @@ def test_packages_and_names_select(bench: Bench) -> None:
     assert [set(o["versions"]) for o in run["outcomes"]] == [{"rich"}, {"rich"}]
 
 
+def test_a_module_in_the_folder_is_that_folder_s(bench: Bench) -> None:
+    for package in ("a", "b"):
+        (bench.folder / package).mkdir()
+        (bench.folder / package / "material.py").write_text(f"NAME = {package!r}\n", encoding="utf-8")
+        source = f"from material import NAME\n{SOURCE}WORKLOADS = [race(NAME)]\n"
+        for name in ("bench_it.py", "bench_that.py"):
+            (bench.folder / package / name).write_text(source, encoding="utf-8")
+    assert bench() == 0
+    assert [(o["package"], o["name"]) for o in bench.result()["outcomes"]] == [(p, p) for p in "aabb"]
+
+
+def test_no_record_of_a_breakdown_names_a_folder_of_the_machine(bench: Bench) -> None:
+    bench.write("a", 'race("x")')
+    path = bench.folder / "a" / "bench_it.py"
+    path.write_text("import rich\nfrom bench_it import nothing\n", encoding="utf-8")
+    assert bench() == 1
+    assert str(bench.folder.parent) not in json.dumps(bench.result())
+
+
 def test_nothing_selected_is_said(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     bench.write("a", 'race("x")')
     assert bench("--only", "nothing") == 2
