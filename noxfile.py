@@ -121,11 +121,11 @@ def together(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def fuzz(session: nox.Session) -> None:
-    """Hostile files and arrays for all packages, for ten minutes: `nox -s fuzz -- 600`."""
+    """Hostile files and arrays for all packages, for ten minutes: `nox -s fuzz -- --seconds=600 [target ...]`."""
     install_everything(session)
-    seconds, *others = session.posargs or ["600"]
-    env = {"OMP_NUM_THREADS": "1", "FUZZ_SECONDS": seconds}
-    session.run("pytest", f"-n={CORES}", ROOT / "tests" / "fuzz", *others, env=env)
+    session.install("atheris; platform_system == 'Linux' and python_version >= '3.11' and python_version < '3.14'")
+    env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
+    session.run("python", "-m", "fuzz", *session.posargs, env=env)
 
 
 @nox.session(default=False)

@@ -219,3 +219,33 @@ def test_importing_and_loading_need_no_other_package():
         "assert not {'torch', 'pyarrow', 'spacy', 'pandas'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        (b"{", "is no JSON"),
+        (b"[" * 100_000, "is no JSON"),
+        (b"\xff", "is no JSON"),
+        (b"[]", "has no list of domains"),
+        (b'{"domains": 2}', "has no list of domains"),
+        (b'{"domains": [1, 2]}', "has no list of domains"),
+        (b'{"domains": ["a"]}', "must name 2 domains, got 'a'"),
+        (b'{"domains": ["a", "a"]}', "must name 2 domains, got 'a', 'a'"),
+    ],
+)
+def test_metadata_that_does_not_fit_is_refused(data, tmp_path, metadata, reason):
+    old = _core.Model.copy(data, "x").sections["metadata"].tobytes()
+    whole = _modelfile.to_bytes({}, {**sections_of(data), "metadata": metadata})
+    assert old not in whole
+    with pytest.raises(ValueError, match=rf'model\.cws: section "metadata" {reason}'):
+        load(whole, tmp_path)
+    with pytest.raises(ValueError, match=f'a model in memory: section "metadata" {reason}'):
+        Segmenter.from_bytes(whole)
+
+
+def test_a_section_whose_name_is_no_text_is_refused(data, tmp_path):
+    content = bytearray(data[64:])
+    content[1] = 0xFF
+    with pytest.raises(ValueError, match=r"model\.cws: the name of a section is not UTF-8"):
+        load(refreshed(data[:64], bytes(content)), tmp_path)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Sections = Mapping[str, bytes]
 
-__all__ = ["PackedLexicon", "dictionary", "pack", "read", "replace", "to_bytes", "unpack", "write"]
+__all__ = ["PackedLexicon", "checked", "dictionary", "pack", "read", "replace", "to_bytes", "unpack", "write"]
 
 MAGIC = b"CWSMODEL"
 VERSION = 1
@@ -81,7 +81,26 @@ def read(path: str | os.PathLike[str]) -> _core.Model:
     path = os.fspath(path)
     with open(path, "rb"):
         pass
-    return _core.Model.map(path)
+    return checked(_core.Model.map(path), path)
+
+
+def checked(model: _core.Model, name: str) -> _core.Model:
+    """The model, if its metadata names as many domains as it has; a ValueError with its name otherwise."""
+    try:
+        sections = model.sections
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: the name of a section is not UTF-8: {error.object!r}") from None
+    try:
+        about = json.loads(sections["metadata"].tobytes()) if "metadata" in sections else None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{name}: section "metadata" is no JSON: {error}') from None
+    domains = about.get("domains") if isinstance(about, dict) else None
+    count = int(sections["shape"].view("<u4")[1])
+    if not isinstance(domains, list) or not all(isinstance(domain, str) for domain in domains):
+        raise ValueError(f'{name}: section "metadata" has no list of domains')
+    if len(domains) != count or len(set(domains)) != count:
+        raise ValueError(f'{name}: section "metadata" must name {count} domains, got {", ".join(map(repr, domains))}')
+    return model
 
 
 def replace(model: _core.Model, sections: Sections, metadata: Mapping[str, Any] | None = None) -> bytes:

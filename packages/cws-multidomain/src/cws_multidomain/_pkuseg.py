@@ -86,20 +86,21 @@ class Files:
 
 def read_weights(path: Path, vocabulary_bytes: int) -> tuple[NDArray[np.float64], int, int]:
     """The weights, and the numbers of features and tags, of a `weights.npz`."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            sizes = _array(archive, "sizes", 16)
-            if sizes.shape != (2,) or sizes.dtype.kind not in "iu":
-                raise ValueError(f"sizes must be 2 integers, got {sizes.dtype} of shape {sizes.shape}")
-            n_tags, n_features = map(int, sizes)
-            if not (0 < n_tags < 4096 and 0 < n_features <= vocabulary_bytes):
-                raise ValueError(f"sizes must be the numbers of tags and features, got {n_tags} and {n_features}")
-            length = n_tags * (n_features + n_tags)
-            w = _array(archive, "w", 8 * length)
-            if w.shape != (length,) or w.dtype.kind != "f":
-                raise ValueError(f"w must be {length} floats, as sizes says, got {w.dtype} of shape {w.shape}")
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                sizes = _array(archive, "sizes", 16)
+                if sizes.shape != (2,) or sizes.dtype.kind not in "iu":
+                    raise ValueError(f"sizes must be 2 integers, got {sizes.dtype} of shape {sizes.shape}")
+                n_tags, n_features = map(int, sizes)
+                if not (0 < n_tags < 4096 and 0 < n_features <= vocabulary_bytes):
+                    raise ValueError(f"sizes must be the numbers of tags and features, got {n_tags} and {n_features}")
+                length = n_tags * (n_features + n_tags)
+                w = _array(archive, "w", 8 * length)
+                if w.shape != (length,) or w.dtype.kind != "f":
+                    raise ValueError(f"w must be {length} floats, as sizes says, got {w.dtype} of shape {w.shape}")
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from None
     return np.ascontiguousarray(w, np.float64), n_features, n_tags
 
 

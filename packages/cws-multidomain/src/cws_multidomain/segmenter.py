@@ -162,7 +162,8 @@ class Segmenter:
     @classmethod
     def from_bytes(cls, data: bytes, domain: Domain = "auto") -> Segmenter:
         """A segmenter from the content of a model file."""
-        return cls(_core.Model.copy(data, "a model in memory"), domain)
+        name = "a model in memory"
+        return cls(_modelfile.checked(_core.Model.copy(data, name), name), domain)
 
     @classmethod
     def from_weights(

@@ -82,9 +82,12 @@ def unpacked(path: str | os.PathLike[str], names: Collection[str] | None = None)
     with Path(path).open("rb") as file:
         if file.read(1) == b"\x80":
             raise ValueError("it looks like a pickle, which may run any code and is never loaded")
-        with zipfile.ZipFile(file) as archive:
-            there = [name.removesuffix(".npy") for name in archive.namelist()]
-            return {name: _array(archive, name) for name in there if names is None or name in names}
+        try:
+            with zipfile.ZipFile(file) as archive:
+                there = [name.removesuffix(".npy") for name in archive.namelist()]
+                return {name: _array(archive, name) for name in there if names is None or name in names}
+        except OSError as error:  # a place outside of the file
+            raise ValueError(f"its directory is damaged: {error}") from error
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> Any:
