@@ -370,7 +370,7 @@ def summary(runs: list[Json]) -> str:
     ruler = f'<svg class="scale" height="18" aria-hidden="true">{ruler}</svg>' if ends else ""
     head = "".join(f'<th scope="col">{name}</th>' for name in ("headline", "value", "SCALE", "against", "verdict"))
     head = head.replace("SCALE", f'<span class="sides"><span>peer</span> <span>ours better →</span></span>{ruler}')
-    bodies = [group_of(package, group, runs, axis) for package, group in groups.items()]
+    bodies = [group_of(package, groups[package], runs, axis) for package in packages(runs)]
     return f'<table class="summary"><thead><tr>{head}</tr></thead>{"".join(bodies)}</table>'
 
 
@@ -405,7 +405,10 @@ def group_of(package: str, group: list[tuple[Json, Json, str]], runs: list[Json]
 def headline(figure: Json, outcome: Json, anchor: str, axis: Axis, first: bool) -> str:
     """A row of the summary; the first of a workload says what the workload is."""
     title = ": ".join(filter(None, (outcome["name"], figure["name"])))
-    about = f"<small>{escape(sentence(outcome['about']))}</small>" if first else ""
+    words = (
+        figure["note"] if figure["verdict"] in ("unequal", "failed") else sentence(outcome["about"]) if first else ""
+    )
+    about = f"<small>{escape(words)}</small>" if words else ""
     ours = "" if figure["ours"].replace("_", "-") == outcome["package"] else escape(figure["ours"])
     if figure["peer"]:
         who = f"<small>{ours} against</small>" if ours else '<small class="against">against</small>'
@@ -426,6 +429,12 @@ def headline(figure: Json, outcome: Json, anchor: str, axis: Axis, first: bool) 
 def sentence(text: str) -> str:
     """The first sentence."""
     return text.partition(". ")[0].removesuffix(".") + "." if text else ""
+
+
+def packages(runs: list[Json]) -> list[str]:
+    """By their names; what several do together comes last."""
+    names = {outcome["package"] for run in runs for outcome in run["outcomes"]}
+    return sorted(names, key=lambda name: (name == "together", name))
 
 
 def verdicts(runs: list[Json]) -> str:
@@ -460,7 +469,7 @@ def page(runs: list[Json]) -> str:
     for index, run in enumerate(runs):
         if several:
             body.append(f'<h2 class="run" id="r{index}">{when(run)}, {escape(run["profile"])}</h2>{about(run)}')
-        for package in dict.fromkeys(outcome["package"] for outcome in run["outcomes"]):
+        for package in packages([run]):
             level = 3 if several else 2
             body.append(f'<h{level} class="package" id="r{index}-{package}">{escape(package)}</h{level}>')
             body += [
@@ -468,9 +477,8 @@ def page(runs: list[Json]) -> str:
                 for place, outcome in enumerate(run["outcomes"])
                 if outcome["package"] == package
             ]
-    packages = dict.fromkeys(outcome["package"] for run in runs for outcome in run["outcomes"])
     aim = "{0}" if several else "r0-{0}"  # of several runs, the summary has the links
-    links = "".join(f'<a href="#{aim.format(package)}">{escape(package)}</a>' for package in packages)
+    links = "".join(f'<a href="#{aim.format(package)}">{escape(package)}</a>' for package in packages(runs))
     smoke = '<p class="smoke">A smoke run: tiny inputs, equality asserted, nothing judged.</p>'
     legend = "".join(f"<li>{chip({'verdict': verdict})} {meaning}</li>" for verdict, meaning in MEANING.items())
     return f"""<!doctype html>

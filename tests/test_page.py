@@ -168,10 +168,23 @@ def test_missing_figures_are_counted_and_no_headlines(report: ModuleType) -> Non
 
 
 @pytest.mark.parametrize("verdict", ["failed", "unequal"])
-def test_what_went_wrong_is_in_the_summary(report: ModuleType, verdict: str) -> None:
-    page = report.page([made(value=None, low=None, high=None, samples=[], verdict=verdict, headline=False)])
-    assert page.count("class=what") == 1
-    assert f'class="chip {verdict}"' in page.partition("</table>")[0]
+def test_what_went_wrong_is_in_the_summary_and_why(report: ModuleType, verdict: str) -> None:
+    figure = {"value": None, "low": None, "high": None, "samples": [], "headline": False}
+    page = report.page([made(**figure, verdict=verdict, note="it broke")])
+    summary = page.partition("</table>")[0]
+    assert summary.count("class=what") == 1
+    assert f'class="chip {verdict}"' in summary.partition("<table")[2]
+    assert "it broke" in summary
+
+
+def test_packages_come_by_name_and_what_they_do_together_last(report: ModuleType) -> None:
+    run = made()
+    run["outcomes"] = [run["outcomes"][0] | {"package": name} for name in ("together", "vade-robust", "adamod")]
+    page = Page(report.page([run]))
+    assert [place for level, place in page.titles if level == 2 and place.startswith("r0-")] == [
+        "r0-adamod", "r0-vade-robust", "r0-together"
+    ]  # fmt: skip
+    assert [place for place in page.ids if place in ("adamod", "vade-robust", "together")][-1] == "together"
 
 
 def luminance(colour: str) -> float:
