@@ -25,7 +25,7 @@ MEANING = {
     "failed": "the measurement broke",
     "reported": "no target was set or, in a smoke run, judged",
 }
-LESS = ("time", "loss", "error", "perplexity", "inertia")  # of the peer's: better if less
+LESS = ("time", "loss", "error", "errors", "perplexity", "inertia", "memory")  # of the peer's: better if less
 MORE = ("as fast", "bytes/s", "characters/s", "accuracy", "gain")
 
 
@@ -309,8 +309,11 @@ def section(outcome: Json, run: Json, anchor: str, level: int) -> str:
     body = [line(figure, axis) for figure in outcome["figures"]]
     if axis is not None:
         body.append(scale(axis))
-        clock = f"{escape(outcome['clock'])}; " if outcome["clock"] else ""
-        body.append(f'<p class="unit">{clock}a dot per round, bar: 95 % interval of the median, shaded: target</p>')
+        dots = (
+            "a dot per round, bar: 95 % interval of the median" if outcome["clock"] else "a dot per run, bar: interval"
+        )
+        words = "; ".join(filter(None, (outcome["clock"], f"{dots}, shaded: target")))
+        body.append(f'<p class="unit">{escape(words)}</p>')
     if outcome["bars"]:
         body.append(bars(outcome))
     body += [curves(plot) for plot in outcome["curves"]]
@@ -369,7 +372,8 @@ def summary(runs: list[Json]) -> str:
     ruler = "".join(f'<text x="{axis(mark)}%" y="14">{mark:,g}</text>' for mark in marks)
     ruler = f'<svg class="scale" height="18" aria-hidden="true">{ruler}</svg>' if ends else ""
     head = "".join(f'<th scope="col">{name}</th>' for name in ("headline", "value", "SCALE", "against", "verdict"))
-    head = head.replace("SCALE", f'<span class="sides"><span>peer</span> <span>ours better →</span></span>{ruler}')
+    sides = '<span class="sides"><span>peer</span> <span>ours better →</span></span>' if ends else ""
+    head = head.replace("SCALE", sides + ruler)
     bodies = [group_of(package, groups[package], runs, axis) for package in packages(runs)]
     return f'<table class="summary"><thead><tr>{head}</tr></thead>{"".join(bodies)}</table>'
 
