@@ -171,7 +171,9 @@ def scale(axis: Axis) -> str:
 
 def lane(figure: Json, axis: Axis) -> str:
     """A headline on the scale that all share: how many times better ours is, however the figure puts it."""
-    lines = "".join(f'<line class="ruler" x1="{x}%" x2="{x}%" y1="0" y2="100%"/>' for x in map(axis, decades(axis)))
+    lines = "".join(
+        f'<line class="ruler" x1="{x}%" x2="{x}%" y1="0" y2="100%"/>' for x in map(axis, marks(axis)) if x != axis(1)
+    )
     parts = [f'<rect class="good" x="{axis(1)}%" width="{100 - axis(1):.2f}%" y="0" height="100%"/>', lines]
     parts.append(f'<line class="rule" x1="{axis(1)}%" x2="{axis(1)}%" y1="0" y2="100%"/>')
     if (wanted := figure["target"]) is not None and wanted["limit"] > 0:
@@ -179,7 +181,7 @@ def lane(figure: Json, axis: Axis) -> str:
         parts.append(f'<line class="limit" x1="{x}%" x2="{x}%" y1="0" y2="100%"/>')
     ends = advantage(figure)
     low, middle, high = (axis(end) for end in ends)
-    side = "ahead" if ends[1] >= 1 else "behind"
+    side = "ahead" if ends[0] > 1 else "behind" if ends[2] < 1 else "even"
     parts.append(f'<line class="span {side}" x1="{low}%" x2="{high}%" y1="50%" y2="50%"/>')
     parts.append(f'<circle class="point {side}" cx="{middle}%" cy="50%" r="5"/>')
     times = short(ends[1]) if ends[1] >= 1 else short(1 / ends[1])
@@ -195,9 +197,10 @@ def advantage(figure: Json) -> list[float]:
     return sorted(end ** better(figure) for end in ends)
 
 
-def decades(axis: Axis) -> list[float]:
+def marks(axis: Axis) -> list[float]:
+    """Powers of ten where they are enough, or else what any axis has."""
     low, high = math.exp(axis.low), math.exp(axis.high)
-    return [10.0**e for e in range(-6, 7) if e and low <= 10.0**e <= high]
+    return axis.ticks() if high < 50 * low else [10.0**e for e in range(-6, 7) if low <= 10.0**e <= high]
 
 
 def bars(outcome: Json) -> str:
@@ -368,8 +371,7 @@ def summary(runs: list[Json]) -> str:
     figures = [figure for group in groups.values() for figure, _, _ in group if figure["headline"]]
     ends = [end for figure in figures for end in advantage(figure)]
     axis = Axis([*ends, 0.8, 1.25])
-    marks = [*decades(axis), 1.0] if axis.high - axis.low > math.log(10) else axis.ticks()
-    ruler = "".join(f'<text x="{axis(mark)}%" y="14">{mark:,g}</text>' for mark in marks)
+    ruler = "".join(f'<text x="{axis(mark)}%" y="14">{mark:,g}</text>' for mark in marks(axis))
     ruler = f'<svg class="scale" height="18" aria-hidden="true">{ruler}</svg>' if ends else ""
     head = "".join(f'<th scope="col">{name}</th>' for name in ("headline", "value", "SCALE", "against", "verdict"))
     sides = '<span class="sides"><span>peer</span> <span>ours better →</span></span>' if ends else ""
@@ -508,7 +510,7 @@ equal.</p>
 <h2 id="summary">Summary</h2>
 <p class="legend"><span><b>↑</b> more is better: “2x as fast” is half the peer's time.</span> <span><b>↓</b> less is
 better: “2x the time” is twice the peer's.</span> <span>In the plot, ours is better to the right of the line at 1; a dot
-is the median, its bar the interval, dashes are the target.</span></p>
+is the median, grey if its interval, the bar, holds 1; dashes are the target.</span></p>
 {summary(runs)}
 {"".join(body)}
 <h2 id="verdicts">Verdicts</h2>

@@ -128,6 +128,7 @@ def made(**changes: Any) -> dict[str, Any]:
     [
         ({}, "ahead"),
         ({"value": 2.0, "low": 1.9, "high": 2.1}, "behind"),
+        ({"value": 0.9, "low": 0.8, "high": 1.1}, "even"),
         ({"value": 2.0, "low": 1.9, "high": 2.1, "unit": "x as fast"}, "ahead"),
         ({"value": 2.0, "low": None, "high": None, "unit": "x", "target": {"limit": 3.0, "at_most": False}}, "ahead"),
         ({"value": 2.0, "low": None, "high": None, "unit": "x", "target": {"limit": 3.0, "at_most": True}}, "behind"),
@@ -137,7 +138,7 @@ def test_ours_is_to_the_right_where_it_is_better(report: ModuleType, figure: dic
     page = report.page([made(**figure)])
     assert re.findall(r'class="point (\w+)"', page) == [side]
     [(middle, place)] = re.findall(r'class="rule" x1="([\d.]+)%" x2=.*?<circle class="point \w+" cx="([\d.]+)%"', page)
-    assert (float(place) > float(middle)) == (side == "ahead")
+    assert (float(place) > float(middle)) == (side != "behind")
 
 
 @pytest.mark.parametrize(
