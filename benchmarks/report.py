@@ -302,7 +302,7 @@ def grid(rows: list[list[str]]) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
     body = (f"<th>{escape(row[0])}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}" for row in rows[1:])
     lines = "".join(f"<tr>{line}</tr>" for line in (head, *body))
-    return f'<div class="wide"><table class="grid">{lines}</table></div>'
+    return f'<div class="wide" tabindex="0"><table class="grid">{lines}</table></div>'
 
 
 def section(outcome: Json, run: Json, anchor: str, level: int) -> str:
