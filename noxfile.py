@@ -1,8 +1,11 @@
 """Every check that CI runs: `nox` for all of them, `nox -s "tests(adamod)"` for one, `nox -l` for the list."""
 
+import hashlib
+import inspect
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,7 +15,9 @@ import nox
 nox.needs_version = ">=2026.10"
 nox.options.default_venv_backend = "uv"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "types", "contract", "tests", "together", "examples"]
+nox.options.sessions = ["lint", "types", "contract", "tests", "alone", "together", "examples"]
+
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # containers set it, and importing torch then takes twice the time
 
 ROOT = Path(__file__).parent
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
@@ -45,21 +50,47 @@ def install(session: nox.Session, packages: list[str], *also: str) -> Path:
     session.install("--exact", *also)
     folder = Path(session.virtualenv.location).resolve() / "wheels"
     shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     for package in packages:
-        build(session, package, "uv", "build", "--wheel", f"--python={session.virtualenv.location}", f"-o={folder}")
+        shutil.copy(wheel(session, package), folder)
     session.install("--no-deps", *map(str, folder.glob("*.whl")))
     return folder
 
 
-def build(session: nox.Session, package: str, *command: str) -> None:
+def wheel(session: nox.Session, package: str) -> Path:
+    """A package's wheel, which all sessions share that would build the same: from these sources with these tools."""
+    names = "torch" if needs_torch(package) else "nanobind.*"
+    installed = session.run("uv", "pip", "freeze", silent=True)
+    tools = re.findall(rf"^(?:scikit.build.core|{names})==.*$", installed, re.MULTILINE)
+    compiler = subprocess.run([COMPILER, "--version"], capture_output=True, text=True).stdout if COMPILER else ""
+    key = hashlib.sha256(repr([tools, compiler, inspect.getsource(build)]).encode())
+    root = ROOT / "packages" / package
+    files = [path for path in root.glob("src/**/*") if path.is_file() and path.parent.name != "__pycache__"]
+    for path in sorted([*files, *(path for path in root.iterdir() if path.is_file())]):
+        key.update(repr([str(path.relative_to(root)), path.read_bytes()]).encode())
+    folder = ROOT / ".nox" / "wheels" / package / key.hexdigest()[:16]
+    if not list(folder.glob("*.whl")):
+        build(session, package, "uv", "build", "--wheel", f"-o={folder}")
+    [built] = folder.glob("*.whl")
+    return built
+
+
+def build(session: nox.Session, package: str, *command: str, compiler: str | None = COMPILER) -> None:
     """Compile a package, against the torch it will run with if any: without a warning, which would be an error."""
     if not COMPILER:
         without = "without its kernels" if needs_torch(package) else "in vain"
         session.warn(f"there is no C++ compiler: {package} is built {without}")
-    folder = Path(session.virtualenv.location).resolve() / "build" / package
+    folder = Path(session.virtualenv.location).resolve() / "build" / (package if compiler else f"{package}-plain")
     options = ("--no-build-isolation", f"-Cbuild-dir={folder}", "-Ccmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON")
-    env = {"CXX": COMPILER, "REQUIRE_KERNELS": "1"} if COMPILER else {}
+    env = {"CXX": compiler, "REQUIRE_KERNELS": "1"} if compiler else {"CXX": "missing", "PATH": ""}
     session.run(*command, ROOT / "packages" / package, *options, env=env, silent=True)
+
+
+def lowest(session: nox.Session, package: str) -> list[str]:
+    """The oldest dependencies that a package says it supports."""
+    options = "--resolution=lowest-direct", "--only-binary=:all:", "--no-deps", "--no-header", "--no-annotate"
+    project = ROOT / "packages" / package / "pyproject.toml"
+    return session.run("uv", "pip", "compile", "--quiet", *options, project, silent=True).split()
 
 
 def enter_empty_folder(session: nox.Session) -> None:
@@ -89,10 +120,7 @@ def tests(session: nox.Session, package: str) -> None:
 @package
 def oldest(session: nox.Session, package: str) -> None:
     """A package's tests with the oldest dependencies that it says it supports."""
-    lowest = "--resolution=lowest-direct", "--only-binary=:all:", "--no-deps", "--no-header", "--no-annotate", "--quiet"
-    project = ROOT / "packages" / package / "pyproject.toml"
-    pins = session.run("uv", "pip", "compile", *lowest, project, silent=True)
-    check(session, package, "not gpu and not slow", *pins.split())
+    check(session, package, "not gpu and not slow", *lowest(session, package))
 
 
 @nox.session(default=False)
@@ -102,21 +130,47 @@ def nightly(session: nox.Session, package: str) -> None:
     check(session, package, "slow")
 
 
-def install_everything(session: nox.Session) -> None:
+@nox.session
+@package
+def alone(session: nox.Session, package: str) -> None:
+    """A package's wheel where nothing else is installed: with the newest dependencies, the oldest, and no compiler."""
+    [built] = install(session, [package], *requirements(package)).iterdir()
+    kernels = "C++" if COMPILER else "reference"
+    stages = [(built, kernels, []), (built, kernels, lowest(session, package))]
+    if COMPILER and needs_torch(package):
+        folder = built.parent / "plain"
+        build(session, package, "uv", "build", "--wheel", f"-o={folder}", compiler=None)
+        stages.insert(1, (*folder.glob("*.whl"), "reference", []))
+    for path, kernels, pins in stages:
+        session.install("--exact", f"--reinstall-package={package}", path, *pins)
+        pytest = "uvx", "--with=pytest-xdist", "pytest", f"-n={CORES}"  # elsewhere, so that nothing is added here
+        options = f"--python={session.bin}/python", f"--kernels={kernels}", f"-k={package}"
+        session.run(*pytest, *options, ROOT / "tests" / "alone", *session.posargs)
+
+
+def install_everything(session: nox.Session) -> Path:
     """All packages in one environment, with their extras and what their tests need; and leave the sources."""
     needs = (need for name in PACKAGES for need in requirements(name, "test", extras=True))
-    install(session, PACKAGES, "pytest-xdist", *HARNESS, *needs)
+    wheels = install(session, PACKAGES, "pytest-xdist", *HARNESS, *needs)
     enter_empty_folder(session)
+    return wheels
 
 
 @nox.session
 def together(session: nox.Session) -> None:
-    """What several packages do together: tests, a few examples of the fuzzing, and benchmarks at their smallest."""
-    install_everything(session)
+    """What several packages do together: tests, some fuzzing, benchmarks at their smallest, a project that uses two."""
+    wheels = install_everything(session)
     folders = [folder for name in ("together", "fuzz") if (folder := ROOT / "tests" / name).is_dir()]
     session.run("pytest", f"-n={CORES}", *folders, *session.posargs, env={"OMP_NUM_THREADS": "1"})
-    if not session.posargs and (ROOT / "benchmarks" / "together").is_dir():
+    if session.posargs:
+        return
+    if (ROOT / "benchmarks" / "together").is_dir():
         session.run("python", ROOT / "benchmarks" / "run.py", "together", "--smoke", "--out=report")
+    downstream, folder = ROOT / "tests" / "downstream", wheels.parent / "downstream"
+    used = (path for name in ("cws_multidomain", "imgskipgram") for path in wheels.glob(f"{name}-*.whl"))
+    session.run("uv", "venv", "--clear", folder)
+    session.run("uv", "pip", "install", f"--python={folder}", *used, downstream)
+    session.run("pytest", f"--python={folder}/bin/python", downstream)
 
 
 @nox.session(default=False)

@@ -1,15 +1,22 @@
 """Every test that asks for a `package` runs for each of them."""
 
-import importlib.util
+from __future__ import annotations
+
+import subprocess
 from pathlib import Path
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
-from tree import PACKAGES, ROOT, Package
+from tree import PACKAGES, Package
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--wheels", type=Path, help="the folder of the wheels to test")
+    parser.addoption("--python", help="the interpreter of the environment to test, which has no pytest of its own")
+    parser.addoption("--kernels", choices=["C++", "reference"], help="what serves the CPU there")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -26,10 +33,17 @@ def wheel(package: Package, request: pytest.FixtureRequest) -> Path:
     return wheel
 
 
-@pytest.fixture(scope="session")
-def report() -> ModuleType:
-    """benchmarks/report.py, which needs nothing but Python."""
-    spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks" / "report.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def python(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., str]:
+    """Run the interpreter of another environment in an empty folder, and return what it prints."""
+    interpreter = request.config.getoption("python")
+    if interpreter is None:
+        pytest.fail("the environment to test is missing: run `nox -s alone together`, which make such")
+
+    def run(*arguments: str | Path) -> str:
+        command = [interpreter, *arguments]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    return run
