@@ -99,3 +99,14 @@ def test_links_lead_to_what_is_there() -> None:
     targets = re.findall(r"\]\(([^)#]+)[^)]*\)", README)
     assert "benchmarks/results/page.png" in targets
     assert [target for target in targets if "://" not in target and not (ROOT / target).exists()] == []
+
+
+def test_every_package_has_its_paper_among_the_citations(package: Package) -> None:
+    papers = re.split(r"^  - type:", (ROOT / "CITATION.cff").read_text(), flags=re.MULTILINE)[1:]
+    own = [paper for paper in papers if f"\n    notes: {package.name}\n" in paper]
+    titles = [re.search(r'^    title: "?(.*?)"?$', paper, re.MULTILINE)[1] for paper in own]
+    bibtex = re.sub(
+        r"[{}]|\s+", lambda match: "" if match[0] in "{}" else " ", (package.path / "README.md").read_text()
+    )
+    assert titles
+    assert [title for title in titles if title not in bibtex] == []
