@@ -148,10 +148,10 @@ def alone(session: nox.Session, package: str) -> None:
         session.run(*pytest, *options, ROOT / "tests" / "alone", *session.posargs)
 
 
-def install_everything(session: nox.Session) -> Path:
+def install_everything(session: nox.Session, *also: str) -> Path:
     """All packages in one environment, with their extras and what their tests need; and leave the sources."""
     needs = (need for name in PACKAGES for need in requirements(name, "test", extras=True))
-    wheels = install(session, PACKAGES, "pytest-xdist", *HARNESS, *needs)
+    wheels = install(session, PACKAGES, "pytest-xdist", *HARNESS, *needs, *also)
     enter_empty_folder(session)
     return wheels
 
@@ -175,11 +175,10 @@ def together(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def fuzz(session: nox.Session) -> None:
-    """Hostile files and arrays for all packages, for ten minutes: `nox -s fuzz -- --seconds=600 [target ...]`."""
-    install_everything(session)
-    session.install("atheris; platform_system == 'Linux' and python_version >= '3.11' and python_version < '3.14'")
-    env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
-    session.run("python", "-m", "fuzz", *session.posargs, env=env)
+    """Hostile files, texts and arrays for ten minutes: `nox -s fuzz -- [target ...] [--seconds N]`."""
+    install_everything(session, "atheris>=3; python_version >= '3.11' and python_version < '3.14'")
+    env = {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
+    session.run("python", "-m", "fuzz", f"--out={ROOT / '.nox' / 'fuzz-report'}", *session.posargs, env=env)
 
 
 @nox.session(default=False)
