@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tree import PACKAGES, Package
+from tree import PACKAGES, ROOT, Package
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,3 +49,12 @@ def python(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., str]
         return result.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def report() -> ModuleType:
+    """benchmarks/report.py, which needs nothing but Python."""
+    spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks" / "report.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
