@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 from argparse import ArgumentParser, Namespace
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from types import ModuleType
 
     Job = tuple[str, harness.Workload, list[str]]  # package, workload, distributions whose versions count
@@ -197,7 +197,8 @@ def watched(job: Job, args: Namespace, watch: Watch) -> Run:
     context = harness.Context(args.profile, args.data, watch.advance)
     begun = time.perf_counter()
     try:
-        outcome = workload.run(context).record() | {"package": package}
+        with inside(HERE / package):
+            outcome = workload.run(context).record() | {"package": package}
     except Exception as error:
         outcome = broken(package, harness.Outcome(workload.name, workload.about), error)
     outcome |= {"seconds": round(time.perf_counter() - begun, 2), "versions": names}
@@ -218,22 +219,38 @@ def expected(jobs: Sequence[Job], args: Namespace) -> list[float]:
 
 
 def load(path: Path) -> ModuleType:
-    """A module of workloads, which may import what else lies in its folder, but never a namesake in another."""
+    """A module of workloads."""
     name = f"bench.{path.parent.name}.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
-    for other, loaded in list(sys.modules.items()):  # or one `material` would be that of the package before
-        folder = Path(getattr(loaded, "__file__", None) or "").parent
-        if folder.parent == HERE and folder != path.parent and not other.startswith("bench."):
-            del sys.modules[other]
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent))
-    try:
+    with inside(path.parent):
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.parent))
     return module
+
+
+ROOMS: dict[Path, tuple[list[str], dict[str, ModuleType]]] = {}  # of a folder: where it looks, and what it found
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """Whoever is here imports what lies beside it, and from where it adds to the path; no other folder sees that.
+
+    Several packages have a `material.py`, or examples of the same name.
+    """
+    places, modules = ROOMS.setdefault(folder, ([str(folder)], {}))
+    before = list(sys.path)
+    sys.path[:0] = places
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        places += [place for place in dict.fromkeys(sys.path) if place not in (*before, *places)]
+        sys.path[:] = before
+        for name, module in list(sys.modules.items()):
+            if (file := getattr(module, "__file__", None)) and str(Path(file).parent) in places:
+                modules[name] = sys.modules.pop(name)
 
 
 def broken(package: str, outcome: harness.Outcome, error: Exception) -> Run:

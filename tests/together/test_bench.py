@@ -168,6 +168,47 @@ def test_no_record_of_a_breakdown_names_a_folder_of_the_machine(bench: Bench) ->
     assert str(bench.folder.parent) not in json.dumps(bench.result())
 
 
+def test_what_lies_beside_a_bench_is_its_own(bench: Bench) -> None:
+    """Packages have modules of the same name, and example folders that they put on the path."""
+    show = 'study("{0}", lambda context, outcome: outcome.figures.append(Figure(material.NAME, later(), "")))'
+    for package in ("a", "b"):
+        for path, text in (
+            ("material.py", f'NAME = "{package}"'),
+            ("lazy.py", f'NAME = "{package}, later"'),
+            ("examples/data.py", f'NAME = "example of {package}"'),
+        ):
+            (bench.folder / package / path).parent.mkdir(parents=True, exist_ok=True)
+            (bench.folder / package / path).write_text(text, encoding="utf-8")
+        bench.write(package, show.format(package))
+        path = bench.folder / package / "bench_it.py"
+        head = f"""
+import sys
+from pathlib import Path
+
+import material
+
+sys.path.insert(0, str(Path(__file__).parent / "examples"))
+import data
+
+assert data.NAME == "example of {package}"
+
+
+def later():
+    import lazy
+
+    return lazy.NAME
+
+"""
+        path.write_text(head + path.read_text(encoding="utf-8"), encoding="utf-8")
+        (bench.folder / package / "bench_too.py").write_text(
+            f"import material\nPACKAGES = ()\nWORKLOADS = []\nassert material.NAME == {package!r}", encoding="utf-8"
+        )
+    assert bench() == 0
+    figures = [outcome["figures"][0] for outcome in bench.result()["outcomes"]]
+    assert [(f["name"], f["ours"]) for f in figures] == [("a", "a, later"), ("b", "b, later")]
+    assert not {"material", "lazy", "data"} & sys.modules.keys()
+
+
 def test_nothing_selected_is_said(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     bench.write("a", 'race("x")')
     assert bench("--only", "nothing") == 2
