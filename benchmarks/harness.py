@@ -161,6 +161,7 @@ class Race:
 
     `contestants` returns builders, so that a peer that is not installed is said to be missing and the others still run.
     `equal` runs before anything is timed, raises `UnequalError`, and returns the sentence that the page shows.
+    A profile may offer fewer contestants: figures of which it offers no peer, or not ours, are left out.
     `also` adds to the outcome, whose raw times it finds, what is no time.
     """
 
@@ -181,7 +182,9 @@ class Race:
         missing = {name: why for name, why in built.items() if isinstance(why, str)}
         times = _rounds(racers, self.clock, context.pick(0.2, self.seconds, 3 * self.seconds), context, outcome.raw)
         for versus in self.figures:
-            outcome.figures.append(_compare(versus, racers, times, missing, context))
+            peers = {versus.peer} if isinstance(versus.peer, str) else {*versus.peer}
+            if versus.ours in ("", *built) and (peers & built.keys() or versus.kind == "MB/s"):
+                outcome.figures.append(_compare(versus, racers, times, missing, context))
         if self.also is not None:
             self.also(context, outcome)
         return outcome
@@ -283,6 +286,7 @@ def _compare(
 ) -> Figure:
     ours = versus.ours or next(iter(racers))
     peers = [versus.peer] if isinstance(versus.peer, str) else list(versus.peer)
+    peers = [peer for peer in peers if peer in racers or peer in missing]
     present = [peer for peer in peers if peer in racers]
     unit = {"time": "x the time", "speed": "x as fast", "rate": "x the bytes/s", "MB/s": " MB/s"}[versus.kind]
     figure = Figure(versus.name, ours, " or ".join(peers), unit, target=versus.target, headline=versus.headline)

@@ -304,9 +304,7 @@ def memory(context: Context, outcome: Outcome) -> None:
     outcome.bars_unit = "bytes per parameter"
     peer = f"{OURS} float32: {outcome.bars[OURS]:.1f}"
     for name, target in targets.items():
-        figure = Figure("", name, peer, " bytes per parameter", outcome.bars[name], target=target)
-        figure.headline = name == "adamod int8"
-        outcome.figures.append(figure)
+        outcome.figures.append(Figure("", name, peer, " bytes per parameter", outcome.bars[name], target=target))
 
 
 # --- a GPU ---
@@ -402,6 +400,7 @@ ALL_THREADS = Race(
         Versus(f"{TORCH}, {EVERY}", at_most(1.20), ours=f"{OURS}, {EVERY}"),
     ),
     clock="wall",
+    seconds=3,
 )  # fmt: skip
 WORKLOADS: tuple[Workload, ...] = (
     Race(
@@ -413,7 +412,7 @@ WORKLOADS: tuple[Workload, ...] = (
             Versus(TORCH, at_most(1.20), headline=True),
             Versus("memory copy", kind="rate", note="bytes counted once, caches ignored"),
         ),
-        seconds=5,
+        seconds=4,
     ),
     Race(
         "float32 against other AdaMods",
@@ -422,18 +421,18 @@ WORKLOADS: tuple[Workload, ...] = (
         loops,
         equals_release,
         (
-            Versus(RELEASE, at_least(6), "speed", headline=True),
+            Versus(RELEASE, at_least(6), "speed"),
             Versus(TO, at_least(6), "speed"),
-            Versus((PO_LOOP, PO_FOREACH), at_least(4.5), "speed"),
+            Versus((PO_LOOP, PO_FOREACH), at_least(4.5), "speed", headline=True),
         ),
-        seconds=9,
+        seconds=5,
     ),
     Race(
         "float32, many small tensors",
         "1500 tensors of 2,048 parameters, one thread: the whole step(), Python included.",
         many,
         equals_adamw,
-        (Versus(TORCH, at_most(0.35), headline=True),),
+        (Versus(TORCH, at_most(0.35)),),
         seconds=2,
     ),
     Race(
@@ -442,11 +441,11 @@ WORKLOADS: tuple[Workload, ...] = (
         low_precision,
         equals_reference,
         (
-            Versus(TORCH, at_most(0.95), name="bfloat16 m, v, s", headline=True),
+            Versus(TORCH, at_most(0.95), name="bfloat16 m, v, s"),
             Versus(TORCH, at_most(1.5), ours="adamod int8", name="int8 m, v, s"),
             Versus(TORCH, ours="adamod bf16 s", name="only s in bfloat16"),
         ),
-        seconds=6,
+        seconds=4,
     ),
     *([ALL_THREADS] if cores() > 1 else []),
     Race(
@@ -458,7 +457,7 @@ WORKLOADS: tuple[Workload, ...] = (
             Versus("never asked", at_most(1.05)),
             Versus("never asked", at_most(1.01), ours="switched off again"),
         ),
-        seconds=6,
+        seconds=3,
     ),
     Study("state memory", "Counted from the storages of the states after one step on float32 parameters.", memory),
     Race(

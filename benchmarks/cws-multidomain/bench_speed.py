@@ -328,7 +328,7 @@ def loading(context: Context, outcome: Outcome) -> None:
     slowest = ", ".join(f"{name} {m[1]:.0f} ms" for name, m in medians.items() if name != OURS)
     resident = ", ".join(f"{name} {m[4]:.0f} MB" for name, m in medians.items() if name != OURS)
     outcome.figures = [
-        Figure("Segmenter.load()", OURS, slowest, " ms", mine[1], min(times), max(times), at_most(10), headline=True),
+        Figure("Segmenter.load()", OURS, slowest, " ms", mine[1], min(times), max(times), at_most(10)),
         Figure("resident, NumPy included", OURS, resident, " MB", mine[4], target=at_most(40)),
         Figure("size of the model", OURS, "", " MB", size, target=at_most(6)),
     ]
@@ -347,12 +347,12 @@ WORKLOADS: tuple[Workload, ...] = (
         to_offsets,
         lossless,
         (
-            Versus((), at_least(60), "MB/s", headline=True),
-            Versus(RJIEBA, at_least(3.5), "rate"),
+            Versus((), at_least(60), "MB/s"),
+            Versus(RJIEBA, at_least(3.5), "rate", headline=True),
             Versus(JIEBA, at_least(40), "rate"),
             Versus(PKUSEG, kind="rate"),
         ),
-        seconds=8,
+        seconds=4,
         also=quality,
     ),
     Race(
@@ -361,12 +361,12 @@ WORKLOADS: tuple[Workload, ...] = (
         to_words,
         lossless,
         (
-            Versus((), at_least(25), "MB/s", headline=True),
+            Versus((), at_least(25), "MB/s"),
             Versus(RJIEBA, kind="rate"),
             Versus(JIEBA, kind="rate"),
             Versus(PKUSEG, kind="rate"),
         ),
-        seconds=8,
+        seconds=4,
     ),
     *(
         [
@@ -381,6 +381,7 @@ WORKLOADS: tuple[Workload, ...] = (
                     Versus("SHA-256, 1 thread", None, "speed", "", "SHA-256, 2 threads"),
                 ),
                 clock="wall",
+                seconds=2,
             )
         ]
         if cores() > 1
@@ -392,15 +393,15 @@ WORKLOADS: tuple[Workload, ...] = (
         "HMM=False, jieba's most probable sequence of dictionary words; jieba has a sample of the lines.",
         like_jieba,
         equals_jieba,
-        (Versus(RJIEBA, kind="rate"), Versus(JIEBA, kind="rate", headline=True)),
-        seconds=3,
+        (Versus(RJIEBA, kind="rate"), Versus(JIEBA, kind="rate")),
+        seconds=2,
     ),
     Race(
         "pkuseg's interface",
         "One model, loaded by both and trained by compat.pkuseg: with --data on Zhuxian (full: SXU), else made up.",
         like_pkuseg,
         equals_pkuseg,
-        (Versus(PKUSEG, at_least(100), "rate", headline=True),),
-        seconds=4,
+        (Versus(PKUSEG, at_least(100), "rate"),),
+        seconds=2,
     ),
 )  # fmt: skip

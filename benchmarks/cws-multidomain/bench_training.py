@@ -114,7 +114,7 @@ def pace(context: Context, outcome: Outcome) -> None:
     wanted = context.pick(2000, 400_000, 4_000_000)
     corpus, source = sentences(context, wanted)
     spent = cpu(lambda: train(corpus, epochs=20, threads=1))
-    figure = Figure("20 epochs on 4 million characters", OURS, "", " s CPU", spent, target=at_most(60), headline=True)
+    figure = Figure("20 epochs on 4 million characters", OURS, "", " s CPU", spent, target=at_most(60))
     figure.note = f"{source}, one core"
     if wanted < 4_000_000:
         figure.value = spent * 4e6 / size(corpus)
@@ -147,7 +147,7 @@ def corrections(context: Context, outcome: Outcome) -> None:
         f"int8 scale, {moved} changed."
     )
     figure = Figure(f"fine-tuning from {len(wrong)} sentences", OURS, "", " s CPU", *median_interval(cpus), at_most(1))
-    figure.headline, figure.note = True, f"{size(wrong):,} characters; wall {min(walls):.2f} s"
+    figure.note = f"{size(wrong):,} characters; wall {min(walls):.2f} s"
     outcome.figures.append(figure)
 
 

@@ -287,14 +287,16 @@ def threads(context: Context) -> Mapping[str, Callable[[], Contestant]]:
     return racers
 
 
-def against(base: str, limit: float, foreach: float | None = None, short: float | None = None) -> tuple[Versus, ...]:
+def against(
+    base: str, limit: float, foreach: float | None = None, short: float | None = None, headline: bool = False
+) -> tuple[Versus, ...]:
     """At most `limit` times the base alone, and at least so many times as fast as the two others."""
     return (
-        Versus(base, at_most(limit), headline=True),
+        Versus(base, at_most(limit), headline=headline),
         Versus(base, at_most(limit), ours=OUR_SAM),
         Versus(FOREACH, None if foreach is None else at_least(foreach), "speed", ours=OUR_SAM),
         Versus(LOOP, None, "speed", ours=OUR_SAM),
-        Versus(SHORT, None if short is None else at_least(short), "speed", ours=OUR_SAM),
+        Versus(SHORT, None if short is None else at_least(short), "speed", ours=OUR_SAM, headline=headline),
     )
 
 
@@ -307,10 +309,10 @@ WORKLOADS: tuple[Workload, ...] = (
         sgd,
         equals_peers,
         (
-            *against(FUSED, 2.3, foreach=2.5, short=1.7),
+            *against(FUSED, 2.3, foreach=2.5, short=1.7, headline=True),
             Versus("memory copy", kind="rate", note="bytes counted once, caches ignored"),
         ),
-        seconds=10,
+        seconds=6,
     ),
     Race(
         "SAM and AdamW, a language model",
@@ -318,7 +320,7 @@ WORKLOADS: tuple[Workload, ...] = (
         adamw,
         partial(equals_peers, base=AdamW),
         against(FUSED_ADAM, 2.0),
-        seconds=8,
+        seconds=5,
     ),
     Race(
         "SAM and SGD, many small tensors",
@@ -326,7 +328,7 @@ WORKLOADS: tuple[Workload, ...] = (
         many,
         equals_peers,
         against(FUSED, 3.0),
-        seconds=3,
+        seconds=2,
     ),
     Race(
         "bfloat16 parameters",
@@ -334,7 +336,7 @@ WORKLOADS: tuple[Workload, ...] = (
         bfloat16,
         restores_bits,
         (Versus(FUSED), Versus(SHORT, kind="speed")),
-        seconds=4,
+        seconds=3,
     ),
     *(
         [
@@ -351,7 +353,7 @@ WORKLOADS: tuple[Workload, ...] = (
                     Versus(f"{FUSED}, {EVERY}", at_most(2.3), ours=f"{OURS}, {EVERY}"),
                 ),
                 clock="wall",
-                seconds=6,
+                seconds=4,
             )
         ]
         if cores() > 1

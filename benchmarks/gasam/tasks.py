@@ -32,7 +32,7 @@ from gasam.flatness import loss_in_ball, top_eigenvalue
 
 __all__ = [
     "CHEAP", "EXPERIMENTS", "FLAT", "LONGER", "METHODS", "RADIUS", "Experiment", "Images", "LanguageModelling",
-    "Polarity", "Runs", "Translation", "build", "fit", "longer", "ratio", "results",
+    "Polarity", "Runs", "Translation", "WrongLabels", "build", "fit", "longer", "ratio", "results",
 ]  # fmt: skip
 
 if TYPE_CHECKING:

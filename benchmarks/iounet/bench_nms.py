@@ -190,6 +190,7 @@ WORKLOADS: tuple[Workload, ...] = (
         lists,
         equals_torchvision,
         (Versus(TORCHVISION, at_least(8), "speed", headline=True),),
+        seconds=2,
     ),
     Race(
         "batched_nms",
@@ -197,7 +198,7 @@ WORKLOADS: tuple[Workload, ...] = (
         lists_by_class,
         equals_torchvision_by_class,
         (Versus(TORCHVISION, None, "speed"),),
-        seconds=2,
+        seconds=1,
     ),
     Race(
         "iou_guided_nms",
@@ -206,7 +207,7 @@ WORKLOADS: tuple[Workload, ...] = (
         clusters,
         equals_clusters,
         (
-            Versus("nms, small", at_most(1.3), name="1000 boxes", ours="iou_guided_nms, small", headline=True),
+            Versus("nms, small", at_most(1.3), name="1000 boxes", ours="iou_guided_nms, small"),
             Versus("nms, large", at_most(1.3), name="4000 boxes", ours="iou_guided_nms, large"),
             *(
                 Versus(
@@ -227,6 +228,7 @@ WORKLOADS: tuple[Workload, ...] = (
             Versus(f"{ENSEMBLE} linear", None, "speed", "linear", f"{OURS} linear"),
             Versus(f"{ENSEMBLE} gaussian", None, "speed", "gaussian", f"{OURS} gaussian"),
         ),
+        seconds=2,
     ),
     Race(
         "nms on a GPU",

@@ -194,12 +194,12 @@ WORKLOADS: tuple[Workload, ...] = (
         contestants,
         equals_loop,
         (
-            Versus(GEMMS, headline=True),
+            Versus(GEMMS),
             Versus(LOOP),
             Versus(GEMMS, ours=POOL, name="pooling"),
             Versus(GEMMS, ours=BARE, name="the loop"),
         ),
-        seconds=8,
+        seconds=4,
     ),
     Study(
         "the exact IoU as predictor",

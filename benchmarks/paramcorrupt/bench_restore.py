@@ -138,9 +138,10 @@ WORKLOADS: tuple[Workload, ...] = (
         dense,
         restored,
         (
-            Versus(CLONE, at_least(1.3), "speed", name="two bits of each", headline=True),
+            Versus(CLONE, at_least(1.3), "speed", name="two bits of each"),
             Versus(CLONE, at_least(1.3), "speed", name="a copy", ours=COPY),
         ),
+        seconds=3.0,
     ),
     Race(
         "sparse apply and restore",
@@ -148,7 +149,7 @@ WORKLOADS: tuple[Workload, ...] = (
         sparse,
         restored,
         (
-            Versus(CLONE, at_least(100.0), "speed", name="1,000 weights", ours="1,000 weights", headline=True),
+            Versus(CLONE, at_least(100.0), "speed", name="1,000 weights", ours="1,000 weights"),
             Versus(CLONE, at_least(30.0), "speed", name="10,000 weights", ours="10,000 weights"),
         ),
         seconds=2.0,
@@ -158,7 +159,7 @@ WORKLOADS: tuple[Workload, ...] = (
         "Different bits by chance, flipped in place.",
         bits,
         all_flipped,
-        (Versus(XOR, at_least(5.0), "speed", name="drawn and flipped", headline=True),),
+        (Versus(XOR, at_least(5.0), "speed", name="drawn and flipped"),),
         seconds=2.0,
     ),
 )

@@ -214,7 +214,8 @@ def threads_agree(context: Context) -> str:
 
 
 WORKLOADS: tuple[Workload, ...] = (
-    large(100, 1e-2, 60, seconds=8),
+    large(100, 1e-2, 60, seconds=8, profiles=FULL),
+    large(20, 1e-2, seconds=2, profiles=CPU - FULL),
     Race(
         "threshold of 100 million",
         "The key of the millionth magnitude and how many are above it, against a sum of the bits as integers.",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from harness import (
+    FULL,
     Contestant,
     Context,
     Figure,
@@ -104,16 +105,21 @@ def tsne(rows: int, context: Context) -> Mapping[str, Callable[[], Contestant]]:
 
 def tsne_threads(context: Context) -> Mapping[str, Callable[[], Contestant]]:
     x, y, perplexity = batch_of(context.pick(64, 800))
+
+    def theirs() -> None:
+        with BLAS.limit(limits=cores(), user_api="blas"):
+            naive_tsne(x, y, perplexity)
+
     return {
         PARALLEL: lambda: Contestant(partial(ours_tsne, x, y, perplexity), cores()),
         OURS: lambda: Contestant(partial(ours_tsne, x, y, perplexity)),
-        f"{SKLEARN}, all threads": lambda: Contestant(partial(naive_tsne, x, y, perplexity), cores()),
+        f"{SKLEARN}, all threads": lambda: Contestant(theirs, cores()),
     }
 
 
 def memory(context: Context, outcome: Outcome) -> None:
     """The locality term of a batch: what it takes at its height beyond its inputs."""
-    rows = context.pick(200, 4000)
+    rows = context.pick(200, 2000, 4000)
     x, y, perplexity = batch_of(rows)
     matrix = rows * rows * 4
     outcome.about = outcome.about.format(rows=rows)
@@ -125,9 +131,8 @@ def memory(context: Context, outcome: Outcome) -> None:
             outcome.error = "the system does not tell"
             return
         outcome.figures.append(
-            Figure("matrices of B x B", name, "", " matrices", max(peak / matrix, 1e-3), target=target,
-                   headline=target is not None)
-        )  # fmt: skip
+            Figure("matrices of B x B", name, "", " matrices", max(peak / matrix, 1e-3), target=target)
+        )
 
 
 # --- the mixture ---
@@ -171,7 +176,7 @@ def mixture_equal(context: Context) -> str:
 
 
 def mixture(context: Context) -> Mapping[str, Callable[[], Contestant]]:
-    inputs = components(context.pick(500, 70_000), 10, 10)
+    inputs = components(context.pick(500, 20_000, 70_000), 10, 10)
 
     def compiled() -> Contestant:
         logging.getLogger("torch._inductor").setLevel(logging.ERROR)  # its cache complains of this script's path
@@ -179,11 +184,11 @@ def mixture(context: Context) -> Mapping[str, Callable[[], Contestant]]:
         both_ways(work, inputs)
         return Contestant(partial(both_ways, work, inputs))
 
-    return {
+    racers: dict[str, Callable[[], Contestant]] = {
         OURS: lambda: Contestant(partial(both_ways, _ops.mixture_scores, inputs)),
         NAIVE: lambda: Contestant(partial(both_ways, broadcast, inputs)),
-        COMPILED: compiled,
     }
+    return racers if context.profile == "quick" else {**racers, COMPILED: compiled}  # compiling takes half a minute
 
 
 def fitted(rows: int) -> tuple[GaussianMixture, Tensor, tuple[Tensor, ...]]:
@@ -259,6 +264,7 @@ WORKLOADS: list[Workload] = [
             partial(tsne, rows),
             partial(tsne_equal, rows),
             [Versus(SKLEARN, at_least(5.0), "speed", "P and KL with gradient", headline=rows == 800)],
+            seconds=3 if rows == 800 else 1.5,
         )
         for rows in (256, 800)
     ),
@@ -271,18 +277,21 @@ WORKLOADS: list[Workload] = [
             Versus(OURS, None, "speed", "all threads against one", ours=PARALLEL),
             Versus(f"{SKLEARN}, all threads", at_least(5.0), "speed", "against the peer", ours=PARALLEL),
         ],
+        FULL | {"smoke"},
         clock="wall",
     ),
     Study("memory of the locality term", "Peak of P, KL and gradient, B = {rows}.", memory),
     Race(
         "mixture, forward and backward",
-        "Scores and logsumexp of 70,000 rows, D = K = 10, and the gradients of all inputs.",
+        "Scores and logsumexp of 70,000 rows (quick: 20,000), D = K = 10, and the gradients of all inputs. The full "
+        "profile has torch.compile as well.",
         mixture,
         mixture_equal,
         [
             Versus(NAIVE, at_least(3.0), "speed", "against broadcasting"),
             Versus(COMPILED, at_least(1.2), "speed", "against its compiled form"),
         ],
+        seconds=2,
     ),
     Race(
         "E-step of a Gaussian mixture",
@@ -290,6 +299,7 @@ WORKLOADS: list[Workload] = [
         expectation,
         expectation_equal,
         [Versus("scikit-learn GaussianMixture", at_least(2.0), "speed", "log-responsibilities")],
+        seconds=2,
     ),
     Race(
         "the nearest of ten centres",
@@ -297,5 +307,6 @@ WORKLOADS: list[Workload] = [
         nearest,
         nearest_equal,
         [Versus("scikit-learn KMeans.predict", None, "speed", "assignment")],
+        seconds=1,
     ),
 ]

@@ -10,6 +10,7 @@ from harness import CPU, FULL, Context, Figure, Outcome, Study, Workload, at_lea
 from material import PACKAGES as PACKAGES
 from material import Set, bbc, digits, mnist, pendigits, r8, stackoverflow, usps
 from runs import (
+    FILE,
     HEAD,
     LARGE,
     OURS,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from runs import Method
 
 FEW = {"ClustPy VaDE": 3}  # seeds of what takes long
+SHORT = {"pretrain_epochs": 20, "epochs": 40}  # of a quick run, for all that are trained
 PUBLISHED = 100  # the first of the seeds that were never looked at while anything was chosen
 BASELINES: dict[str, Method] = {
     "KMeans": kmeans,
@@ -57,9 +59,11 @@ def experiment(
     outcome: Outcome,
 ) -> None:
     """A table with a line for each answer of each method; figures for ours, on the embedding."""
-    data, runs = load(context.data), Runs()
+    data, runs = load(context.data), Runs(FILE if context.profile == "full" else None)
     if context.profile == "smoke":
         data, settings = Set(data.X[:400], data.y[:400]), {**settings, "pretrain_epochs": 1, "epochs": 1}
+    if context.profile == "quick":
+        settings, targets = {**settings, **SHORT}, {}
     count = context.pick(*seeds)
     outcome.table.append(HEAD)
     found = {}
@@ -80,6 +84,7 @@ def headline(outcome: Outcome, found: dict[str, Any], targets: dict[str, float],
     spread = statistics.stdev(ours) if len(ours) > 1 else None
     means = statistics.mean(ours), min(ours), statistics.mean(mixed)
     peer = max((m for m in found if m != OURS), key=lambda m: best(found[m]))
+    goal.setdefault("mean", at_least(best(found[peer])))
     outcome.figures += [
         Figure("mean accuracy", OURS, peer, "", means[0], target=goal.get("mean"), headline=first,
                note=f"the best peer has {best(found[peer]):.3f}"),
@@ -146,14 +151,15 @@ def ablation(
 WORKLOADS: list[Workload] = [
     Study(
         "digits",
-        "1,797 images of 64 pixels; seeds fixed beforehand, labels used for scoring only.",
+        "1,797 images of 64 pixels; seeds fixed beforehand, labels used for scoring only. Quick: three seeds, 20 + 40 "
+        "epochs of ours and of ClustPy's; the full profile has 20 seeds and 50 + 100 epochs.",
         partial(
             experiment,
             "digits",
             lambda data: digits(),
             SMALL,
             {OURS: robust(), **BASELINES, "ClustPy VaDE": clustpy},
-            (1, 1, 20),
+            (1, 3, 20),
             {"mean": 0.86, "worst": 0.793, "mixture": 0.74},
         ),
         CPU,

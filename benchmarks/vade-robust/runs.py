@@ -1,4 +1,4 @@
-"""Runs of clustering methods, each kept in a file so that an interrupted experiment goes on where it was."""
+"""Runs of clustering methods; the long ones are kept in a file, so that an interrupted experiment goes on there."""
 
 from __future__ import annotations
 
@@ -113,11 +113,11 @@ def scores(y: Any, labels: Any) -> dict[str, float]:
 
 
 class Runs:
-    """The runs so far, a JSON object on each line of a file."""
+    """The runs so far, a JSON object on each line of a file; none is kept without one."""
 
-    def __init__(self, path: Path = FILE) -> None:
+    def __init__(self, path: Path | None = FILE) -> None:
         self.path = path
-        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        lines = path.read_text("utf-8").splitlines() if path is not None and path.exists() else []
         found = [run for run in map(json.loads, lines) if run["versions"] == VERSIONS]
         self.runs = {self.key(run): run for run in found}
 
@@ -140,9 +140,10 @@ class Runs:
         run |= {"seconds": time.process_time() - start, "collapse": answers.pop("collapse", None), "versions": VERSIONS}
         run["answers"] = {answer: scores(data.y, labels) for answer, labels in answers.items()}
         self.runs[self.key(run)] = run
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(run) + "\n")
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(run) + "\n")
         return run
 
 
