@@ -105,7 +105,8 @@ def check(session: nox.Session, package: str, marker: str, *pins: str) -> None:
     """Run a package's tests, with its extras: `contract` does without. Each core has a process of one thread."""
     install(session, [package], "pytest-xdist", *requirements(package, "test", "peers", extras=True), *pins)
     enter_empty_folder(session)
-    command = ["pytest", f"-n={0 if marker == 'gpu' else CORES}", "-m", marker, ROOT / "packages" / package / "tests"]
+    workers = min(CORES, 8) if marker == "gpu" else CORES  # kernels are compiled side by side, on one device
+    command = ["pytest", f"-n={workers}", "-m", marker, ROOT / "packages" / package / "tests"]
     session.run(*command, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
@@ -184,8 +185,11 @@ def fuzz(session: nox.Session) -> None:
 @nox.session(default=False)
 @package
 def gpu(session: nox.Session, package: str) -> None:
-    """A package's tests that need a GPU."""
+    """A package's tests that need a GPU, then its benchmarks on it: JSON and a page in benchmarks/report/gpu."""
     check(session, package, "gpu")
+    session.install(*requirements(package, "bench"), *HARNESS)
+    out = ROOT / "benchmarks" / "report" / "gpu" / package
+    session.run("python", ROOT / "benchmarks" / "run.py", package, "--gpu", f"--out={out}")
 
 
 @nox.session

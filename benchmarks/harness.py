@@ -180,7 +180,9 @@ class Race:
         built = {name: _built(build) for name, build in self.contestants(context).items()}
         racers = {name: racer for name, racer in built.items() if isinstance(racer, Contestant)}
         missing = {name: why for name, why in built.items() if isinstance(why, str)}
-        times = _rounds(racers, self.clock, context.pick(0.2, self.seconds, 3 * self.seconds), context, outcome.raw)
+        # On a GPU a turn takes milliseconds: a second has dozens.
+        seconds = 1.0 if context.profile == "gpu" else context.pick(0.2, self.seconds, 3 * self.seconds)
+        times = _rounds(racers, self.clock, seconds, context, outcome.raw)
         for versus in self.figures:
             peers = {versus.peer} if isinstance(versus.peer, str) else {*versus.peer}
             if versus.ours in ("", *built) and (peers & built.keys() or versus.kind == "MB/s"):

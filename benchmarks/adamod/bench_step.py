@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     Build = Callable[[list[Tensor]], Optimizer]
 
-PACKAGES = ("adamod", "torch", "torch_optimizer", "pytorch_optimizer")
+PACKAGES = ("adamod", "torch", "torch_optimizer", "pytorch_optimizer", "triton")
 SAME: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}  # for everybody
 BETA3 = 0.999
 BF16 = torch.bfloat16

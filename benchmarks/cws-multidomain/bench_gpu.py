@@ -34,6 +34,7 @@ PACKAGES = ("cws-multidomain", "torch", "triton")
 OURS, TORCH, CORE, COPY = "cws Triton", "PyTorch", "cws C++", "copy"
 POSITIONS, ROWS, COLUMNS = 1 << 22, 1 << 20, 11  # of emit: characters, table rows, rows of a character
 LENGTH, SENTENCES, TAGS = 48, 1 << 16, 4
+LINE = 1 << 18  # characters: a walk through them is a chain of as many waits for memory
 
 
 # --- data ---
@@ -122,7 +123,7 @@ def viterbi_equal(context: Context) -> str:
 def long_contestants(context: Context) -> Mapping[str, Callable[[], Contestant]]:
     from cws_multidomain.gpu import _ops, _triton
 
-    given = chains("int32", 1 << 20, 1)
+    given = chains("int32", LINE, 1)
 
     def walk() -> None:
         import torch
@@ -138,7 +139,7 @@ def long_contestants(context: Context) -> Mapping[str, Callable[[], Contestant]]
 def long_equal(context: Context) -> str:
     from cws_multidomain.gpu import _ops, _reference
 
-    scores, trans, lengths = chains("int32", 1 << 20, 1)
+    scores, trans, lengths = chains("int32", LINE, 1)
     given = scores[:10_000], trans, lengths.clamp(max=10_000)
     return same_bits(_ops.crf_viterbi(*given)[0], _reference.crf_viterbi(*given)[0], "best tags of a line of 10,000")
 
@@ -273,7 +274,7 @@ def scoring(context: Context, outcome: Outcome) -> None:
         raise MissingError(str(error)) from error
     letters = [chr(point) for point in list(segmenter.weights().symbols)[:3000]]
     rng = random.Random(0)
-    texts = ["".join(rng.choices(letters, k=rng.randrange(10, 200))) for _ in range(100_000)]
+    texts = ["".join(rng.choices(letters, k=rng.randrange(10, 200))) for _ in range(20_000)]
     if gpu.cut_many(segmenter, texts[:5000]) != segmenter.cut_many(texts[:5000]):
         raise UnequalError("tokens differ from those of the engine")
     outcome.equal = "Tokens are those of the engine."
@@ -313,7 +314,7 @@ WORKLOADS: tuple[Workload, ...] = (
     ),
     Race(
         "CUDA Viterbi of one line",
-        "Best tags of one line of 1,048,576 characters: in chunks at once, or from left to right.",
+        f"Best tags of one line of {LINE:,} characters: in chunks at once, or from left to right.",
         long_contestants,
         long_equal,
         (Versus("walk", at_most(1.0)),),
@@ -348,5 +349,5 @@ WORKLOADS: tuple[Workload, ...] = (
         clock="cuda",
     ),
     Study("CUDA training", "An epoch of 20,000 sentences, the same minibatches on GPU and CPU.", training, GPU),
-    Study("CUDA cut_many", "100,000 texts, from str to lists of str.", scoring, GPU),
+    Study("CUDA cut_many", "20,000 texts, from str to lists of str.", scoring, GPU),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -75,11 +76,15 @@ class Load:
     """Parameters and gradients of given shapes. Every contestant has its own."""
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype = torch.float32, device: str = "") -> None:
-        generator = torch.Generator().manual_seed(0)
         device = device or DEVICE
+        few = (
+            sum(map(math.prod, shapes)) < 1_000_000
+        )  # these are the same on every device; more are made where they stay
+        generator = torch.Generator("cpu" if few else device).manual_seed(0)
 
         def made() -> list[Tensor]:
-            return [(torch.randn(shape, generator=generator) / 8).to(device, dtype) for shape in shapes]
+            drawn = (torch.randn(shape, generator=generator, device=generator.device) for shape in shapes)
+            return [(x / 8).to(device, dtype) for x in drawn]
 
         self.params, self.grads = made(), made()
         for p, grad in zip(self.params, self.grads, strict=True):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from gensim.test.utils import datapath
 from harness import Context, MissingError
 
 from imgskipgram import ImageBank
@@ -95,6 +94,8 @@ def made_up_bank(words: list[str], images: int = 1000, features: int = 1280) -> 
 def pairs(data: str | None) -> dict[str, Path]:
     """Word pairs with people's scores; without --data those that gensim brings."""
     if data is None:
+        from gensim.test.utils import datapath
+
         return {"WS353": Path(datapath("wordsim353.tsv")), "SimLex": Path(datapath("simlex999.txt"))}
     return {name: folder(data) / "wordsim" / file for name, file in PAIRS.items()}
 

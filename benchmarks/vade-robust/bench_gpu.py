@@ -10,7 +10,7 @@ import torch
 from bench_kernels import both_ways, broadcast, components, normal
 from bench_training import images
 from harness import GPU, Contestant, Context, Figure, Outcome, Race, Study, UnequalError, Versus, Workload, at_least
-from material import PACKAGES as PACKAGES
+from material import PACKAGES as EVERYWHERE
 from material import mnist
 from plain import Plain, divergence
 from runs import HEAD, OURS, Runs, robust, rows_of, vade
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+PACKAGES = (*EVERYWHERE, "triton")
 DEVICE, ROWS = "cuda", 800
 TRITON, PLAIN, COMPILED = "vade_robust, Triton", "plain torch", "torch.compile"
 PAPER: dict[str, Any] = {"pretrain_epochs": 50, "epochs": 300}  # and the defaults: networks, batch, rate

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gensim.test.utils import datapath
 
 torch = pytest.importorskip("torch", reason="there is no PyTorch here")
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
@@ -24,8 +23,12 @@ from imgskipgram._rows import zeros  # noqa: E402
 from imgskipgram._vocabulary import Vocabulary  # noqa: E402
 from imgskipgram.gpu import _engine as gpu  # noqa: E402
 
-LEE = datapath("lee_background.cor")
 V, M = 60, 12
+
+
+def lee() -> str:
+    gensim = pytest.importorskip("gensim.test.utils", reason="needs the Lee corpus that comes with gensim")
+    return str(gensim.datapath("lee_background.cor"))
 
 
 def vocabulary() -> Vocabulary:
@@ -185,10 +188,10 @@ def test_frozen_rows_are_refused():
 def test_a_machine_without_the_device_or_its_packages_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match="GPU"):
-        ImageSkipGram(device="cuda").fit(LEE)
+        ImageSkipGram(device="cuda").fit(lee())
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(ImportError, match=r"imgskipgram\[gpu\]"):
-        ImageSkipGram(device="cuda").fit(LEE)
+        ImageSkipGram(device="cuda").fit(lee())
 
 
 # --- models ---------------------------------------------------------------------------------------------------------
@@ -200,7 +203,7 @@ def grounded(device: str, **options: Any) -> ImageSkipGram:
     words = ["police", "fire", "people", "government", "australia", "israel", "afghanistan", "taliban"]
     features = np.repeat(np.eye(8), 3, 0) + np.random.default_rng(0).normal(size=(24, 8)) / 10
     pictures = ImageBank.from_features(features, np.repeat(words, 3).tolist())
-    with open(LEE, encoding="utf-8") as file:
+    with open(lee(), encoding="utf-8") as file:
         return made.fit([line.split() for line in file][: 300 if device == "cuda" else 12], pictures)
 
 

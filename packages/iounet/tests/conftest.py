@@ -78,7 +78,8 @@ if not os.path.exists(os.path.join(tools, "ptxas")):
     sys.exit(77)
 
 def compile_kernel(kernel, types, options, **constants):
-    signature = {k: types.get(k, "*fp32" if k.startswith("p_") else "i32") for k in kernel.arg_names}
+    signature = {p.name: p.annotation_type or types.get(p.name, "*fp32" if p.name.startswith("p_") else "i32")
+                 for p in kernel.params}
     signature |= dict.fromkeys(constants, "constexpr")
     aligned = {(i,): [["tt.divisibility", 16]] for i, k in enumerate(kernel.arg_names) if signature[k][0] == "*"}
     code = triton.compile(ASTSource(kernel, signature, constants, aligned), TARGET, options)

@@ -136,7 +136,7 @@ def test_cuda_has_kernels_where_triton_is_installed():
 COMPILE = r"""
 from iounet import _triton
 
-types = {"p_boxes": "*fp32", "p_spans": "*i32", "p_list": "*i32", "p_count": "*i32", "scale": "fp64"}
+types = {"p_boxes": "*fp32", "p_spans": "*i32", "p_list": "*i32", "p_count": "*i32", "scale": "fp32"}
 launch = {"num_warps": _triton.WARPS, "enable_fp_fusion": True}
 bins = {"PH": 7, "PW": 7, "ROWS": 8, "COLS": 8}
 options = {"BORDER": False, "ALIGNED": False, "LIMIT": False}
@@ -165,8 +165,10 @@ def test_at_most_two_registers_spill(code):
     assert [name for name, each in code.items() if each["STACK"] > 8 or each["LOCAL"]] == []
 
 
-def test_only_the_tables_are_made_in_double_precision(code):
+def test_only_the_tables_are_made_in_double_precision_and_their_scale_comes_in_it(code):
+    """Triton hands floats over in float32 unless the kernel says otherwise; its interpreter does not."""
     assert {name for name, each in code.items() if ".f64" in each["ptx"]} == {"tabulate"}
+    assert re.search(r"\.param \.[bf]64 _tabulate_param_10\b", code["tabulate"]["ptx"])
 
 
 def test_there_are_no_atomics_and_no_reduced_precision(code):

@@ -329,6 +329,8 @@ class _Plan(NamedTuple):
 
 _plans: dict[tuple[Any, ...], _Plan] = {}
 _captured: list[tuple[Tensor, Tensor]] = []  # a CUDA graph copies from the first to the second at every replay
+_spare: dict[int, list[Tensor]] = {}  # by size: pinned memory, which cannot be had everywhere while one is captured
+_GRAPHS, _SIZES = 2, 64  # captures of the same tensors that find some, and sizes that are kept
 
 
 def _plan(lists: Sequence[Sequence[Tensor]], scales: Sequence[Tensor], index: Sequence[int]) -> _Plan:
@@ -393,8 +395,13 @@ def _launches(
         programs.append(len(owners))
 
     host = torch.frombuffer(words, dtype=torch.int64)
-    if device.type == "cuda" and not capturing:
-        host = host.pin_memory()
+    if device.type == "cuda":
+        spare = _spare.setdefault(len(words), [])
+        host = (spare.pop() if capturing and spare else torch.empty_like(host, pin_memory=True)).copy_(host)
+        while not capturing and len(spare) < _GRAPHS:
+            spare.append(torch.empty_like(host, pin_memory=True))
+        while len(_spare) > _SIZES:
+            del _spare[next(iter(_spare))]
     table = host.to(device, non_blocking=True)
     if capturing:
         _captured.append((host, table))

@@ -94,7 +94,7 @@ def _axis(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _tabulate(  # type: ignore[no-untyped-def]
-    p_boxes, s_row, s_column, p_wy, p_wx, p_spans, boxes, n, height, width, scale,
+    p_boxes, s_row, s_column, p_wy, p_wx, p_spans, boxes, n, height, width, scale: tl.float64,
     PH: tl.constexpr, PW: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     BORDER: tl.constexpr, ALIGNED: tl.constexpr, LIMIT: tl.constexpr, SLOPES: tl.constexpr,
 ):  # fmt: skip

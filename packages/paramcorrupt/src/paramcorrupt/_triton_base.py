@@ -68,7 +68,9 @@ class Plan(NamedTuple):
 
 _plans: dict[tuple[Any, ...], Plan] = {}
 _captured: list[Tensor] = []  # memory that CUDA graphs copy their tables from, at every replay
-_MOST = 64  # plans that are remembered
+_spare: dict[int, list[Tensor]] = {}  # by size: pinned memory, which cannot be had everywhere while one is captured
+_GRAPHS = 2  # captures of the same tensors that find some
+_MOST = 64  # plans that are remembered, and sizes of spare memory
 
 
 def plan(*lists: Sequence[Tensor]) -> Plan:
@@ -108,7 +110,12 @@ def plan(*lists: Sequence[Tensor]) -> Plan:
             words.extend(numbers)
     host = torch.frombuffer(words, dtype=torch.int64)
     if device.type == "cuda":
-        host = torch.empty_like(host, pin_memory=True).copy_(host)
+        spare = _spare.setdefault(len(words), [])
+        host = (spare.pop() if capturing and spare else torch.empty_like(host, pin_memory=True)).copy_(host)
+        while not capturing and len(spare) < _GRAPHS:
+            spare.append(torch.empty_like(host, pin_memory=True))
+        while len(_spare) > _MOST:
+            del _spare[next(iter(_spare))]
     made = Plan(host.to(device, non_blocking=True, copy=True), n, len(tensors), first[-1], launches)
     if capturing:
         _captured.append(host)
