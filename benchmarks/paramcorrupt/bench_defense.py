@@ -191,7 +191,7 @@ def own_share(context: Context, outcome: Outcome) -> None:
     base = optimizer.base_optimizer.step
     optimizer.base_optimizer.step = lambda: timed(base)  # type: ignore[method-assign, assignment]
     shares = []
-    for number in range(context.pick(3, 5, 20)):
+    for number in range(context.pick(3, 4, 20)):
         spent, begun = 0.0, time.process_time()
         optimizer.step(lambda: timed(inner))
         if number:  # the first allocates

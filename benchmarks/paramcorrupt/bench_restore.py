@@ -141,7 +141,7 @@ WORKLOADS: tuple[Workload, ...] = (
             Versus(CLONE, at_least(1.3), "speed", name="two bits of each"),
             Versus(CLONE, at_least(1.3), "speed", name="a copy", ours=COPY),
         ),
-        seconds=3.0,
+        seconds=2.5,
     ),
     Race(
         "sparse apply and restore",

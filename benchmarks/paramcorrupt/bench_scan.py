@@ -73,7 +73,7 @@ def real(data: str | None, count: int) -> tuple[nn.Module, Batches]:
 def untrained(context: Context) -> tuple[nn.Module, Batches]:
     """Random weights and images: what passes and time depend on."""
     torch.manual_seed(0)
-    return ResNet(context.pick(8, 20)).eval(), batched(*random_images(context.pick(4, 8, 128)))
+    return ResNet(context.pick(8, 20)).eval(), batched(*random_images(context.pick(4, 4, 128)))
 
 
 def batched(x: Tensor, y: Tensor) -> Batches:
@@ -222,7 +222,7 @@ def small_world(context: Context, outcome: Outcome) -> None:
     """The same on networks that are trained here, a minute's work for three seeds, with saliency as a rival."""
     correlations: dict[str, list[float]] = {}
     for seed in range(context.pick(1, 3)):
-        model, data = digits(seed, context.pick(1, 6))
+        model, data = digits(seed, context.pick(1, 4))
         report = scanned(model, data, verify="all", groups={n: n for n, p in model.named_parameters() if p.dim() > 1})
         grads, weights = gradient(model, data), dict(model.named_parameters())
         rows = [row for row in report if row.group in weights]
@@ -261,7 +261,7 @@ def digits(seed: int, epochs: int) -> tuple[nn.Module, Batches]:
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-    return model.eval(), batched(x[1::2][:500], y[1::2][:500])
+    return model.eval(), batched(x[1::2][:300], y[1::2][:300])
 
 
 def correlated(outcome: Outcome, name: str, rows: Sequence[paramcorrupt.ReportRow]) -> None:
@@ -302,7 +302,8 @@ WORKLOADS: list[Workload] = [
     Study("Passes of a scan", "ResNet-20 of 59 tensors, passes of a batch counted by hooks of the model", passes, CPU),
     Race(
         "Time of a scan",
-        "ResNet-20 with random weights: all tensors predicted and five measured, or each corrupted and measured",
+        "ResNet-20 with random weights, 4 images (full: 128): all tensors predicted and five measured, or each "
+        "corrupted and measured",
         contestants,
         same_rises,
         [Versus(NAIVE, at_least(3), "speed")],
@@ -310,7 +311,7 @@ WORKLOADS: list[Workload] = [
     Study("The worst corruptions of ResNet-20", "twelve corruptions, CIFAR-10, the first 500 test images", table, CPU),
     Study(
         "What one gradient ranks, digits",
-        "Three ResNets of 14 layers, trained on half of scikit-learn's digits and scanned on 500 of the others: each "
+        "Three ResNets of 14 layers, trained on half of scikit-learn's digits and scanned on 300 of the others: each "
         "matrix alone moves by 2 % of its norm. Rivals are what one would go by without a scan.",
         small_world,
         CPU,

@@ -172,10 +172,11 @@ def special(kind: str) -> Race:
 
     return Race(
         f"top_n, {kind}",
-        "One element of 100 of 10 million, with many equal ones; one thread.",
+        "One element of 100 of 100 million, with many equal ones; one thread.",
         lambda context: contestants(gradients(size(context), kind), size(context) // 100, numpy=False),
         lambda context: equal(gradients(size(context), kind), size(context) // 100),
         (Versus(TOPK, kind="speed"),),
+        FULL | {"smoke"},
         seconds=1,
     )
 
@@ -215,7 +216,7 @@ def threads_agree(context: Context) -> str:
 
 WORKLOADS: tuple[Workload, ...] = (
     large(100, 1e-2, 60, seconds=8, profiles=FULL),
-    large(20, 1e-2, seconds=2, profiles=CPU - FULL),
+    large(10, 1e-2, seconds=2, profiles=CPU - FULL),
     Race(
         "threshold of 100 million",
         "The key of the millionth magnitude and how many are above it, against a sum of the bits as integers.",
@@ -226,8 +227,6 @@ WORKLOADS: tuple[Workload, ...] = (
     ),
     large(100, 1e-5, 60, profiles=FULL),
     large(100, 1e-1, 30, profiles=FULL),
-    large(10, 1e-5, profiles=CPU - FULL),
-    large(10, 1e-1, profiles=CPU - FULL),
     *(
         [
             Race(

@@ -53,7 +53,7 @@ def absent():
 
 def race(name, equal=lambda context: "equal", limit=1e9, **options):
     racers = {"ours": waiting(0.0), "theirs": waiting(0.001), "absent": absent}
-    versus = Versus("theirs", at_most(limit), headline=True), Versus("absent")
+    versus = Versus(("theirs", "not offered"), at_most(limit), headline=True), Versus("absent"), Versus("not offered")
     return Race(name, "about", lambda context: racers, equal, versus, clock="wall", seconds=0.02, **options)
 
 
@@ -115,6 +115,7 @@ def test_a_missed_target_does_not_fail_the_run(bench: Bench) -> None:
     assert bench() == 0
     assert bench.verdicts() == {"fast": ["met", "missing"], "slow": ["missed", "missing"]}
     assert all(outcome["figures"][0]["samples"] for outcome in bench.result()["outcomes"])
+    assert {outcome["figures"][0]["peer"] for outcome in bench.result()["outcomes"]} == {"theirs"}
 
 
 @pytest.mark.parametrize(
