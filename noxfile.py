@@ -8,6 +8,8 @@ import platform
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import nox
@@ -51,8 +53,9 @@ def install(session: nox.Session, packages: list[str], *also: str) -> Path:
     folder = Path(session.virtualenv.location).resolve() / "wheels"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for package in packages:
-        shutil.copy(wheel(session, package), folder)
+    with ThreadPoolExecutor(CORES) as pool:  # one large file would leave the other cores idle
+        for built in pool.map(partial(wheel, session), packages):
+            shutil.copy(built, folder)
     session.install("--no-deps", *map(str, folder.glob("*.whl")))
     return folder
 
@@ -245,8 +248,13 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Strict types of every package, its extras included."""
     session.install("--exact", "mypy==2.4.1", *(need for name in PACKAGES for need in requirements(name, extras=True)))
-    for name in PACKAGES:
-        session.run("mypy", "--strict", f"--config-file=packages/{name}/pyproject.toml", f"packages/{name}/src")
+
+    def strictly(name: str) -> None:
+        options = f"--config-file=packages/{name}/pyproject.toml", f"--cache-dir=.mypy_cache/{name}"
+        session.run("mypy", "--strict", *options, f"packages/{name}/src", silent=True)
+
+    with ThreadPoolExecutor(CORES) as pool:
+        list(pool.map(strictly, PACKAGES))
 
 
 @nox.session(default=False)
