@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import sys
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -266,4 +265,3 @@ def test_the_figures_stand_beside_what_took_as_many_gradients(robust_training: M
     for ours, theirs in bench_robustness.PAIRS[:4]:
         assert names[ours].gradients * names[ours].lengthened == names[theirs].gradients * names[theirs].lengthened
     assert not set(bench_robustness.SEEDS) & set(bench_robustness.SEARCH_SEEDS)
-    assert sys.path.count(str(FOLDERS[0])) == 0
