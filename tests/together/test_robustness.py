@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from contextlib import ExitStack, suppress
@@ -252,7 +253,9 @@ def test_the_ratio_has_the_interval_of_a_paired_t_test(robust_training: ModuleTy
     assert [math.log(low), math.log(high)] == pytest.approx([interval.low, interval.high])
 
 
-def test_the_figures_stand_beside_what_took_as_many_gradients(robust_training: ModuleType) -> None:
+def test_figures_stand_beside_what_took_as_many_gradients_and_a_quick_run_has_the_published_settings(
+    robust_training: ModuleType,
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         for folder in FOLDERS:
             patch.syspath_prepend(folder)
@@ -262,6 +265,11 @@ def test_the_figures_stand_beside_what_took_as_many_gradients(robust_training: M
     for name, (lr, strength) in bench_robustness.SETTINGS.items():
         assert strength in (names[name].grid or [lr])
         assert lr == (bench_robustness.SETTINGS[names[name].base][0] if names[name].base else strength)
+    published = sorted((FOLDERS[0] / "results").glob("*-together-robustness.json"))[-1]
+    first = json.loads(published.read_text("utf-8"))["outcomes"][0]
+    assert first["name"] == bench_robustness.WORKLOADS[0].name
+    rows = {row[0]: (float(row[1]), float(row[2] or row[1])) for row in first["table"][1:]}
+    assert rows == bench_robustness.SETTINGS
     for ours, theirs in bench_robustness.PAIRS[:4]:
         assert names[ours].gradients * names[ours].lengthened == names[theirs].gradients * names[theirs].lengthened
     assert not set(bench_robustness.SEEDS) & set(bench_robustness.SEARCH_SEEDS)
