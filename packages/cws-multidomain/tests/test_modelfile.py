@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import synthetic
 
-from cws_multidomain import Segmenter, _core, _modelfile
+from cws_multidomain import Segmenter, _core, _modelfile, _stream
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +187,22 @@ def test_writing_leaves_the_old_file_or_the_new_one(data, tmp_path, monkeypatch)
     umask = os.umask(0)
     os.umask(umask)
     assert os.stat(path).st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_ctrl_c_right_after_the_file_got_its_name_is_no_other_error(data, tmp_path, monkeypatch):
+    path, replace = tmp_path / "model.cws", os.replace
+
+    def interrupted(*names):
+        replace(*names)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _modelfile.write(path, data)
+    with pytest.raises(KeyboardInterrupt), _stream.opened_output(tmp_path / "text") as file:
+        file.write(b"text")
+    assert path.read_bytes() == data
+    assert sorted(os.listdir(tmp_path)) == ["model.cws", "text"]
 
 
 def test_a_dictionary_comes_back_exactly(tmp_path):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import re
+import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -723,6 +726,71 @@ def test_an_interrupt_within_a_perturbation_restores_too():
         raise KeyboardInterrupt
     assert weights(optimizer) == clean
     assert not optimizer.is_perturbed
+
+
+class Signal:
+    """Sends Ctrl-C at the n-th moment at which Python listens, within the package or around a call of its kernels."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.seen = n, 0
+
+    def __enter__(self) -> Signal:
+        sys.setprofile(self.profile)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+    def profile(self, frame: Any, event: str, _: object) -> None:
+        here = frame.f_code.co_filename
+        if event in ("call", "c_return") and ("/gasam/" in here or here.endswith("/torch/_ops.py")):
+            self.seen += 1
+            if self.seen == self.n:
+                signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("how", ["closure", "calls", "context"])
+@pytest.mark.parametrize("kind", [GASAM, MultiStepRisk])
+def test_ctrl_c_at_any_moment_of_a_step_leaves_the_weights_before_it_or_after_it(kind: type[GASAM], how: str):
+    def fresh() -> tuple[GASAM, Callable[[], None]]:
+        net = model()
+        optimizer = kind(net, SGD, **MOMENTUM)
+        closure = closure_of(net)
+        optimizer.step(closure)
+
+        def step() -> None:
+            if how == "closure":
+                optimizer.step(closure)
+            else:
+                closure()
+                with contextlib.ExitStack() as stack:
+                    if how == "calls":
+                        optimizer.perturb()
+                    else:
+                        stack.enter_context(optimizer.perturbed())
+                    closure()
+                optimizer.step()
+
+        return optimizer, step
+
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        optimizer, step = fresh()
+        before = [bits(p) for p in params_of(optimizer)]
+        with Signal(0) as counted:
+            step()
+        after = [bits(p) for p in params_of(optimizer)]
+        assert before != after
+        for n in range(1, counted.seen + 1, 1 if how == "closure" else 3):
+            optimizer, step = fresh()
+            with pytest.raises(KeyboardInterrupt), Signal(n):
+                step()
+            if how == "calls" and optimizer.is_perturbed:
+                optimizer.restore()
+            assert not optimizer.is_perturbed
+            assert [bits(p) for p in params_of(optimizer)] in (before, after), f"after moment {n} of {counted.seen}"
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 # --- gradients that are missing, zero, or not finite ----------------------------------------------------------------

@@ -169,6 +169,28 @@ def test_a_full_disk_leaves_the_old_file(
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("moment", ["close", "replace"])
+def test_ctrl_c_leaves_the_old_file_or_the_new_one_and_is_no_other_error(
+    tmp_path: Path, grounded: ImageSkipGram, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, call = tmp_path / "model.npz", getattr(os, moment)
+    path.write_bytes(b"old")
+
+    def interrupted(*arguments: Any) -> None:
+        call(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, moment, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        grounded.save(path)
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == [path]
+    if moment == "close":
+        assert path.read_bytes() == b"old"
+    else:
+        assert_same(ImageSkipGram.load(path), grounded)
+
+
 def test_a_link_leads_to_what_is_written_and_stays(tmp_path: Path, grounded: ImageSkipGram) -> None:
     (tmp_path / "disk").mkdir()
     link = tmp_path / "model.npz"

@@ -338,6 +338,19 @@ def test_what_the_closure_raises_leaves_weights_and_states_as_they_were(call: in
     assert not torch.equal(flat(model.parameters()), parameters)
 
 
+def test_ctrl_c_before_it_is_made_to_wait_leaves_the_weights_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    model = normed()
+    optimizer = Defense(model, Adam, lr=0.1, eps=0.5)
+    before = flat(model.parameters())
+    monkeypatch.setattr("paramcorrupt.defense.uninterrupted", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(closure_of(model, optimizer))
+    assert torch.equal(flat(model.parameters()), before)
+
+
 # --- what it is for -------------------------------------------------------------------------------------------------
 
 

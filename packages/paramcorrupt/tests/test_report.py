@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -185,6 +186,35 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         temporary.write_text("half" * 10_000 + "\ud800")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["report.json"]
+
+
+def test_what_a_killed_process_left_does_not_hold_up_the_next_of_the_same_number(tmp_path: Path) -> None:
+    """As the first processes of containers are."""
+    code = """
+import os, signal, sys
+from paramcorrupt._tabular import replacing
+with replacing(sys.argv[1]) as temporary:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    path = tmp_path / "report.json"
+    with subprocess.Popen([sys.executable, "-c", code, path]) as process:
+        assert process.wait(60) == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    left.rename(tmp_path / left.name.replace(str(process.pid), str(os.getpid())))
+    report().to_json(path)
+    assert json.loads(path.read_text())["schema"] == "paramcorrupt/scan/1"
+
+
+def test_ctrl_c_right_after_the_temporary_file_was_made_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pathlib.Path.exists", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        report().to_json(tmp_path / "report.json")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_file_keeps_its_permissions_and_its_links(tmp_path: Path) -> None:

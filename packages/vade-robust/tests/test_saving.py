@@ -215,6 +215,29 @@ def test_an_estimator_that_is_not_fitted_is_not_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "folder").exists()
 
 
+@pytest.mark.parametrize("moment", [0, 1], ids=["before the new one is there", "after"])
+def test_ctrl_c_leaves_the_old_model_or_the_new_and_nothing_else(
+    moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = (VaDE(**{**SMALL, "random_state": seed}).fit(X[:100]) for seed in (0, 1))
+    old.save(tmp_path)
+    names, replace = sorted(os.listdir(tmp_path)), Path.replace
+
+    def interrupted(path: Path, target: Path) -> Any:
+        if target.name == "config.json" and moment == 0:
+            raise KeyboardInterrupt
+        result = replace(path, target)
+        if target.name == "config.json":
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        new.save(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == names
+    assert np.array_equal(VaDE.load(tmp_path).labels_, (old, new)[moment].labels_)
+
+
 def die_at(moment: int) -> None:
     """Has this process killed before its `moment`-th action on files."""
     seen = 0

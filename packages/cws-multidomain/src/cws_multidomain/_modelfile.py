@@ -7,6 +7,7 @@ import os
 import struct
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -67,7 +68,8 @@ def write(path: str | os.PathLike[str], data: bytes) -> None:
         os.chmod(name, 0o666 & ~umask)
         os.replace(name, target)
     except BaseException:
-        os.unlink(name)
+        with suppress(FileNotFoundError):  # Ctrl-C may come right after the file got its name
+            os.unlink(name)
         raise
 
 

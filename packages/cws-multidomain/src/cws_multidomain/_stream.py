@@ -8,7 +8,7 @@ import stat
 import sys
 import tempfile
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -132,5 +132,6 @@ def opened_output(path: str | None) -> Iterator[IO[bytes]]:
         os.chmod(temporary, 0o666 & ~mode)
         os.replace(temporary, target)
     except BaseException:
-        os.unlink(temporary)
+        with suppress(FileNotFoundError):  # Ctrl-C may come right after the file got its name
+            os.unlink(temporary)
         raise

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from . import _ops, _validation
 from ._ascent import Ascent, Rule
 from ._base import Base, by_device, unscale
+from ._interrupts import uninterrupted
 from ._segments import Memory, Segments, Units, as_parameter, local
 from ._selection import Selection
 
@@ -258,10 +259,11 @@ class Perturbing(Optimizer):
     @torch.no_grad()
     def _restore(self) -> None:
         """The weights as they were."""
-        if self._ascent is not None:
-            self._ascent.units.check_unchanged()
-            self._ascent.units.restore()
-        self._end_ascents()
+        with uninterrupted():
+            if self._ascent is not None:
+                self._ascent.units.check_unchanged()
+                self._ascent.units.restore()
+            self._end_ascents()
 
     def _end_ascents(self) -> None:
         """After the weights were restored."""

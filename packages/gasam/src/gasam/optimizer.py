@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from . import _validation
 from ._ascent import Rule
 from ._base import radius_key
+from ._interrupts import uninterrupted
 from ._passes import Passes
 from ._saving import Saving
 from ._segments import local
@@ -325,16 +326,17 @@ class GASAM(Saving):
             raise RuntimeError(
                 f"a step has {self._rule.steps} ascent(s), and they were taken: call second_step() or restore() before"
             )
-        if self.needs_ascent or self._ascent is not None:
-            scale = None
-            if scaler is not None and scaler.is_enabled():
-                scale = scaler.scale(torch.ones((), device=self._seed.device))
-            self._losses = None
-            self._ascend(grads, scale)
-        if self._taken == 0 and self._needs_gradient:
-            self._passes.begin_perturbed()
-        self._taken += 1
-        self._has_ascended = True
+        with uninterrupted():
+            if self.needs_ascent or self._ascent is not None:
+                scale = None
+                if scaler is not None and scaler.is_enabled():
+                    scale = scaler.scale(torch.ones((), device=self._seed.device))
+                self._losses = None
+                self._ascend(grads, scale)
+            if self._taken == 0 and self._needs_gradient:
+                self._passes.begin_perturbed()
+            self._taken += 1
+            self._has_ascended = True
 
     @_disable_dynamo
     def restore(self) -> None:
@@ -362,15 +364,15 @@ class GASAM(Saving):
         """
         if self.is_perturbed:
             raise RuntimeError("perturbed() does not nest: call restore() or second_step() before")
-        self._perturb(grads, scaler)
         try:
+            self._perturb(grads, scaler)
             yield
+            if self.is_perturbed:
+                self._restore()
         except BaseException:
             if self.is_perturbed:
                 self.restore()
             raise
-        if self.is_perturbed:
-            self._restore()
 
     def watch(self, module: nn.Module) -> None:
         """Make known a module of whose parameters `params` is a list: its batch statistics, and DDP."""
@@ -404,19 +406,27 @@ class GASAM(Saving):
                 self._restore()
                 self._forget_clean()
                 raise
-        self._finish()
+        try:
+            self._finish()
+        except BaseException:
+            if self.is_perturbed:  # Ctrl-C came before it was made to wait
+                self._restore()
+                self._forget_clean()
+            raise
         return loss
 
     def _ascend_with(self, closure: Callable[..., Any]) -> Any:
         if not self._needs_gradient:
-            self._ascend()
-            self._taken = 1
+            with uninterrupted():
+                self._ascend()
+                self._taken = 1
             return self._evaluate(closure, 1.0)
         with self._passes.clean():
             loss = last = self._evaluate(closure, self._fraction)
         for later in reversed(range(self._rule.steps)):
-            self._ascend()
-            self._taken += 1
+            with uninterrupted():
+                self._ascend()
+                self._taken += 1
             with self._passes.perturbed(last=not later):
                 last = self._evaluate(closure, self._fraction if later else 1.0)
         clean, last = (x.detach() if isinstance(x, Tensor) else x for x in (loss, last))
@@ -453,8 +463,9 @@ class GASAM(Saving):
                 return
 
     def _finish(self) -> None:
-        self._descend(plain=self._step % self._every != 0 and any(self._rho()))
-        self._has_ascended = False
+        with uninterrupted():
+            self._descend(plain=self._step % self._every != 0 and any(self._rho()))
+            self._has_ascended = False
         self._left = None
         if self._has_closure and not self._warned:
             grads = [p.grad for group in self.param_groups for p in group["params"]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -26,8 +26,8 @@ def beside(path: str | os.PathLike[str]) -> Iterator[str]:
     if target.exists() and not target.is_file():
         raise OSError(f"path must be a file that can be replaced, got {os.fspath(path)!r}")
     handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
-    os.close(handle)
     try:
+        os.close(handle)
         yield name
         with open(name, "rb") as file:
             os.fsync(file.fileno())
@@ -36,5 +36,6 @@ def beside(path: str | os.PathLike[str]) -> Iterator[str]:
         os.chmod(name, 0o666 & ~umask)
         os.replace(name, target)
     except BaseException:
-        os.unlink(name)
+        with suppress(FileNotFoundError):  # Ctrl-C may come right after the file got its name
+            os.unlink(name)
         raise

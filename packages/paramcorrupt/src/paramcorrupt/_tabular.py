@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import secrets
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
@@ -231,18 +232,18 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     if is_stream(path):
         yield Path(path)  # a pipe, a terminal or an open file cannot be replaced
         return
-    temporary = target.with_name(f".{target.name[:200]}.{os.getpid()}.part")
+    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.part")
     try:
-        temporary.open("xb").close()
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from None  # the name that the user knows
-    mode = (target if target.exists() else temporary).stat().st_mode & 0o7777
-    try:
+        try:
+            temporary.open("xb").close()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from None  # the name that the user knows
+        mode = (target if target.exists() else temporary).stat().st_mode & 0o7777
         yield temporary
         temporary.chmod(mode)  # whoever wrote it may have put a file of other permissions there
         temporary.replace(target)
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # it has its name, or there is no place for it
             temporary.unlink()
 
 

@@ -235,8 +235,12 @@ class Defense(Wrapper):
                 if not stats.is_finite:
                     return False
         finally:
-            with uninterrupted():
-                ascent.restore()
+            try:
+                with uninterrupted():
+                    ascent.restore()
+            except KeyboardInterrupt:
+                ascent.restore()  # it came before it was made to wait
+                raise
         if sums:
             self._add(sums, grads, last)
             _set_gradients(sums)

@@ -9,6 +9,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -55,8 +56,12 @@ PROGRESS: dict[str, type] = {
 def write(path: Path, content: bytes) -> None:
     """Writes a file that is seen whole or not at all, whenever the process or the machine stops."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    stage(temporary, content)
-    temporary.replace(path)
+    try:
+        stage(temporary, content)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     _sync_folder(path.parent)
 
 
@@ -347,9 +352,17 @@ def save(estimator: RobustVaDE, folder: str | os.PathLike[str]) -> None:
     # The weights wait under a name that the new configuration alone leads to: the moment in which that gets its name
     # is the one in which the model is replaced.
     staged = _staged(place, digest)
-    stage(staged, content)
-    write(place / CONFIG, text)
-    staged.replace(place / WEIGHTS)
+    try:
+        stage(staged, content)
+        write(place / CONFIG, text)
+        staged.replace(place / WEIGHTS)
+    except BaseException:
+        with suppress(OSError):
+            if (place / CONFIG).read_bytes() == text:  # the new model is there already
+                staged.replace(place / WEIGHTS)
+            else:
+                staged.unlink()
+        raise
     _sync_folder(place)
     tidy(place)
 
