@@ -67,7 +67,7 @@ def equal(task: Task) -> str:
 def study(load: Callable[[Context], Task], seeds: tuple[int, int, int], context: Context, outcome: Outcome) -> None:
     task, seeds_ = load(context), SEEDS[: context.pick(*seeds)]
     outcome.equal = equal(Task(task.data, task.model, 1, task.size))
-    damage = context.pick(Damage((0.1,), (0.5,), (10,), 2, 2, 2), Damage(draws=5, plans=10), Damage())
+    damage = context.pick(Damage((0.1,), (0.5,), (10,), 2, 2, 2), Damage(draws=3, plans=8), Damage())
     searches = context.profile == "full"
     done, work = 0, len(CONDITIONS) * len(seeds_) + searches * sum(len(c.grid) for c in CONDITIONS.values())
 
