@@ -76,6 +76,15 @@ def test_a_compiled_model_takes_the_same_steps_and_is_compiled_once(name: str):
     assert counts == [2 if name == "only" and SKIPS_GRADIENTS else 1] * 6
 
 
+def compiles_in_place() -> bool:
+    """Whether this torch does at all: `Module.compile` of torch 2.10 gives its backend nothing, even without a loss."""
+    torch._dynamo.reset()
+    model, counter = net(), CompileCounterWithBackend("aot_eager")
+    model.compile(backend=counter, fullgraph=True)
+    model(batch(0))
+    return counter.frame_count > 0
+
+
 @pytest.mark.parametrize("given", ["model", "compiled model", "parameters"])
 @pytest.mark.parametrize("how", ["model", "in place", "function"])
 def test_whatever_is_compiled_and_given_statistics_are_those_of_the_clean_passes(how: str, given: str):
@@ -95,11 +104,12 @@ def test_whatever_is_compiled_and_given_statistics_are_those_of_the_clean_passes
     optimizer, other = (GASAM(p, torch.optim.SGD, lr=0.1) for p in (params, eager))
     counts = train(optimizer, forward, lambda: counter.frame_count, 4)
     train(other, eager, lambda: 0, 4)
-    assert counts == [1] * 4
+    assert counts == [0 if how == "in place" and not compiles_in_place() else 1] * 4
     assert_equal(model, eager)
 
 
 @torch._inductor.config.patch(compile_threads=1)
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # which inductor of torch 2.10 calls
 def test_inductor_trains_as_eager_does():
     model, eager = net().double(), net().double()
     model[3].p = eager[3].p = 0.0  # whose random numbers inductor draws in its own way
