@@ -105,7 +105,8 @@ def made_up(sentences: int) -> list[str]:
 
 TEXTS = ("sxu/train.txt.xz", "splits10/msr_dev.xz", "splits10/pku_dev", "ud/udc_train.conll.xz")
 SUBJECTS = ("IT", "caijing", "diming", "food", "law", "medical")
-LEAST, LONGEST = 10, 6  # occurrences of a word that is judged, and its characters
+LEAST, LONGEST = 30, 6  # occurrences of a word that is judged, and its characters
+FEWEST = 10  # words of a subject that is judged
 
 
 @cache
@@ -125,14 +126,14 @@ def real(data: str) -> tuple[list[str], dict[str, list[str]]]:
     for subject, words in lists.items():
         others = set().union(*(more for name, more in lists.items() if name != subject))
         found[subject] = sorted(word for word in words - others if counts[word] >= LEAST)
-    return lines, found
+    return lines, {subject: words for subject, words in found.items() if len(words) >= FEWEST}
 
 
 def material(context: Context, sentences: int) -> tuple[list[str], dict[str, list[str]], str]:
     if context.data and context.profile == "full":
         if not Path(context.data, "cws", "thuocl").is_dir():
             raise MissingError("--data must have cws/sxu, cws/splits10, cws/ud and cws/thuocl")
-        return *real(context.data), "news, reports and encyclopaedia; THUOCL's words of six subjects"
+        return *real(context.data), "news, reports and encyclopaedia; THUOCL's words by subject"
     return made_up(sentences), {name: words.split() for name, (words, _) in CLASSES.items()}, "made-up sentences"
 
 
@@ -188,7 +189,7 @@ def purity(wv: KeyedVectors, classes: Mapping[str, list[str]], cut: Cut) -> tupl
 
 def quality(context: Context, outcome: Outcome) -> None:
     lines, classes, what = material(context, context.pick(300, 6000))
-    count, epochs, least = context.pick(1, 3, 1), context.pick(1, 5), context.pick(1, 5)
+    count, epochs, least = context.pick(1, 3), context.pick(1, 5), context.pick(1, 5)
     scores: dict[str, list[float]] = {}
     outcome.table = [["cut by", "purity, %", "words with a vector of their own, %", "tokens"]]
     for name, cut in CUTS.items():
@@ -226,7 +227,7 @@ def quality(context: Context, outcome: Outcome) -> None:
 
 
 def whole(context: Context) -> Mapping[str, Callable[[], Contestant]]:
-    lines, options = made_up(context.pick(200, 3000, 20_000)), SETTINGS | {"epochs": context.pick(1, 5), "min_count": 5}
+    lines, options = made_up(context.pick(200, 3000, 6000)), SETTINGS | {"epochs": context.pick(1, 5), "min_count": 5}
 
     def vectors(cut: Cut, train: Callable[[list[list[str]]], object]) -> Callable[[], Contestant]:
         def build() -> Contestant:
@@ -251,7 +252,7 @@ def whole(context: Context) -> Mapping[str, Callable[[], Contestant]]:
 
 def same_work(context: Context) -> str:
     """No token is lost by either, and neither has many fewer to train on."""
-    lines = made_up(context.pick(200, 3000, 20_000))
+    lines = made_up(context.pick(200, 3000, 6000))
     tokens = {OURS: ours(lines)}
     try:
         tokens[JIEBA] = jieba(lines)
