@@ -371,6 +371,7 @@ def run(place: Place) -> None:
 def main(folder: Path) -> None:
     import gensim.models  # noqa: F401
     import sklearn.mixture  # noqa: F401
+    import torch._dynamo  # which the first step of an optimizer imports
     import torch.distributed.checkpoint
     import torch.distributed.fsdp
     import torchvision  # noqa: F401
