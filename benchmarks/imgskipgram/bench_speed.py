@@ -274,7 +274,7 @@ def explanation(context: Context, outcome: Outcome) -> None:
 
 JOB = (
     "D = 100, window 5, 5 negatives, sample .001, one thread, 5 epochs. With --data the first 60,000 lines "
-    "of its corpus, 1.1 million tokens (full: all 6.9 million); otherwise 7,000 made-up lines of Zipf's law. "
+    "of its corpus, 1.1 million tokens (full: all 6.9 million); otherwise 6,000 made-up lines of Zipf's law. "
 )
 WORKLOADS: tuple[Workload, ...] = (
     Race(
