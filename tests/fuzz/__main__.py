@@ -53,12 +53,14 @@ def main() -> int:
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.mkdir(parents=True)
     _say(f"seed {options.seed}, engine {options.engine}, {options.seconds:.0f} s")
+    failed = False
     for package in packages:
         sys.stdout.flush()
         if not (child := os.fork()):  # a package is imported, and instrumented, once
             _leave(lambda package=package: run_package(package, options))
-        os.waitpid(child, 0)
-    return summary(options.out)
+        _, status = os.waitpid(child, 0)
+        failed |= status != 0
+    return summary(options.out) or failed
 
 
 def _chosen(package: str, wanted: list[str]) -> bool:

@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
 MODULES = {  # by package, what has its TARGETS
+    "adamod": "of_adamod",
     "cws-multidomain": "of_cws",
+    "gasam": "of_gasam",
     "imgskipgram": "of_imgskipgram",
+    "iounet": "of_iounet",
+    "paramcorrupt": "of_paramcorrupt",
+    "vade-robust": "of_vade",
 }
 REFUSALS = (ValueError, TypeError, OSError, ImportError)
-SECONDS = 10.0  # of processor time that one input may take
+SECONDS = 30.0  # of processor time that one input may take
 BYTES = 1 << 30  # by which one input may make the process grow
 
 

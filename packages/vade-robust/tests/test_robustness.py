@@ -426,6 +426,28 @@ def test_a_report_can_be_kept_as_json_and_shown_as_a_table(found: RobustnessRepo
     assert "ACC" not in repr(RobustnessReport(found.name, 5, 2, (0, 1), None, found.points))
     with pytest.raises(ValueError, match="no dictionary of a report"):
         RobustnessReport.from_dict({"name": "x"})
+    good = found.to_dict()
+    point = good["points"][0]
+    for wrong in (
+        {"name": 3},
+        {"n_rows": "3"},
+        {"n_clusters": True},
+        {"box": [0]},
+        {"box": ["0", 1]},
+        {"clean": [1]},
+        {"clean": {"acc": 1}},
+        {"clean": {"acc": "1", "nmi": 1, "ari": 1}},
+        {"points": 3},
+        {"points": [{**point, "eps": "0.1"}]},
+        {"points": [{**point, "attack": None}]},
+        {"points": [{**point, "consistency": [1]}]},
+        {"points": [{**point, "gradient_norm": "1"}]},
+        {"points": ["a"]},
+    ):
+        with pytest.raises(ValueError, match="this is no dictionary of a report"):
+            RobustnessReport.from_dict({**good, **wrong})
+    other = {**point, "attack": "another", "eps": 7.0}
+    assert "nan" in repr(RobustnessReport.from_dict({**good, "points": [*good["points"], other]}))
 
 
 def test_without_classes_there_is_consistency_alone(models: dict[str, Any], digits: Any) -> None:

@@ -162,6 +162,9 @@ def to_results(
 def _table(annotations: Truth) -> Annotations:
     if isinstance(annotations, (str, Path)):
         return Annotations.from_coco(read_json(annotations), str(annotations))
+    if not isinstance(annotations, Mapping) and not hasattr(annotations, "annotations"):
+        kind = type(annotations).__name__
+        raise TypeError(f"annotations must be a file, a COCO document or a data set of iounet.data, got {kind}")
     document = annotations if isinstance(annotations, Mapping) else annotations.annotations()
     return Annotations.from_coco(document, "annotations")
 

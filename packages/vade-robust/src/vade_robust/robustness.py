@@ -15,7 +15,7 @@ from . import _attacks
 from .metrics import _codes, _matching, _without_nan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
@@ -52,6 +52,24 @@ class RobustnessPoint:
     ari: float | None
     max_delta: float
     gradient_norm: float | None
+
+
+_ALWAYS = ("eps", "consistency", "max_delta")  # numbers that every point has
+
+
+def _is(name: str, value: Any, kind: type | tuple[type, ...]) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{name} must be of another type, got {value!r:.80}")
+    return value
+
+
+def _numbers(name: str, found: Mapping[str, Any], keys: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """The numbers of these names, of which None stands for NaN; without names each may be None."""
+    chosen = {key: found[key] for key in (found if keys is None else keys)}
+    for key, value in chosen.items():
+        if value is not None:
+            _is(f"{key} of {name}", value, (int, float))
+    return {key: math.nan if value is None else value for key, value in chosen.items()}
 
 
 @dataclass(frozen=True, repr=False)
@@ -106,12 +124,18 @@ class RobustnessReport:
             ValueError: If something is missing or unknown in it.
         """
         try:
-            points = [RobustnessPoint(**point) for point in plain["points"]]
-            low, high = (math.nan if x is None else float(x) for x in plain["box"])
-            rest = {key: plain[key] for key in ("name", "n_rows", "n_clusters", "clean")}
-        except (KeyError, TypeError, ValueError) as error:
+            clean = None if plain["clean"] is None else _numbers("clean", plain["clean"], ("acc", "nmi", "ari"))
+            always = _ALWAYS if clean is None else (*_ALWAYS, *clean)
+            points = [RobustnessPoint(**{**point, **_numbers("a point", point, always)}) for point in plain["points"]]
+            for point in points:
+                _is("attack", point.attack, str)
+                _numbers("a point", {key: value for key, value in asdict(point).items() if key != "attack"})
+            low, high = (math.nan if x is None else _is("box", x, (int, float)) for x in plain["box"])
+            name = _is("name", plain["name"], str)
+            n_rows, n_clusters = (_is(key, plain[key], int) for key in ("n_rows", "n_clusters"))
+        except (IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"this is no dictionary of a report: {error}") from error
-        return cls(**rest, box=(low, high), points=points)
+        return cls(name, n_rows, n_clusters, (float(low), float(high)), clean, points)
 
     def to_frame(self) -> Any:
         """The points as a pandas DataFrame, a row each.
@@ -146,7 +170,7 @@ class RobustnessReport:
             lines += [title, f"  {'eps':12}" + "".join(f"{eps:>8.4g}" for eps in sizes)]
             for attack in self.attacks:
                 found = {point.eps: getattr(point, measure) for point in self.points if point.attack == attack}
-                lines.append(f"  {attack:12}" + "".join(f"{found[eps]:8.3f}" for eps in sizes))
+                lines.append(f"  {attack:12}" + "".join(f"{found.get(eps, math.nan):8.3f}" for eps in sizes))
         return "\n".join(lines)
 
 

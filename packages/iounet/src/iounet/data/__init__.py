@@ -49,6 +49,7 @@ def open_dataset(spec: str, split: str | None = None) -> DetectionDataset:
         x2, y2), `labels` int64[L] from 1, `image_id` and `iscrowd` bool[L].
 
     Raises:
+        TypeError: `spec` is no string.
         ValueError: `spec` or `split` is not understood; a file is not what it should be (the message names the file
             and the place in it).
         FileNotFoundError: a file is missing.
@@ -62,6 +63,8 @@ def open_dataset(spec: str, split: str | None = None) -> DetectionDataset:
         dataset = open_dataset("coco:annotations/instances_val2017.json")
         image, target = dataset[0]
     """
+    if not isinstance(spec, str):
+        raise TypeError(f"spec must be a string, got {type(spec).__name__}")
     kind, colon, place = spec.partition(":")
     if not colon or not place or kind not in ("coco", "voc", "yolo", "hf"):
         raise ValueError(f"spec must be coco:PATH, voc:PATH, yolo:PATH or hf:NAME, got {spec!r}")
