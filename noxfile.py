@@ -145,8 +145,9 @@ def alone(session: nox.Session, package: str) -> None:
         folder = built.parent / "plain"
         build(session, package, "uv", "build", "--wheel", f"-o={folder}", compiler=None)
         stages.insert(1, (*folder.glob("*.whl"), "reference", []))
+    drawn = ["pillow>=10.1"] if package == "imgskipgram" else []  # its quickstart draws, and keeps, pictures
     for path, kernels, pins in stages:
-        session.install("--exact", f"--reinstall-package={package}", path, *pins)
+        session.install("--exact", f"--reinstall-package={package}", path, *pins, *drawn)
         pytest = "uvx", "--with=pytest-xdist", "pytest", f"-n={CORES}"  # elsewhere, so that nothing is added here
         options = f"--python={session.bin}/python", f"--kernels={kernels}", f"-k={package}"
         session.run(*pytest, *options, ROOT / "tests" / "alone", *session.posargs)
