@@ -65,7 +65,7 @@ def _opened(file: File, name: str) -> Iterator[Image.Image]:
             yield image
     except FileNotFoundError:
         raise FileNotFoundError(f"image file {name} is missing") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name} cannot be decoded: {error}") from error
 
 
