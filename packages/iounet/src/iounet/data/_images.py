@@ -66,6 +66,8 @@ def _opened(file: File, name: str) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise FileNotFoundError(f"image file {name} is missing") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, ValueError) and str(error).startswith(name):  # our own
+            raise
         raise ValueError(f"{name} cannot be decoded: {error}") from error
 
 
