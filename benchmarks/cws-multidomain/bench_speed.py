@@ -352,7 +352,7 @@ WORKLOADS: tuple[Workload, ...] = (
             Versus(JIEBA, at_least(40), "rate"),
             Versus(PKUSEG, kind="rate"),
         ),
-        seconds=4,
+        seconds=3,
         also=quality,
     ),
     Race(
@@ -366,7 +366,7 @@ WORKLOADS: tuple[Workload, ...] = (
             Versus(JIEBA, kind="rate"),
             Versus(PKUSEG, kind="rate"),
         ),
-        seconds=4,
+        seconds=3,
     ),
     *(
         [

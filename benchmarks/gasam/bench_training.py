@@ -251,7 +251,7 @@ WORKLOADS: tuple[Workload, ...] = (
             Versus("base", ours="LookSAM"),
         ],
         CPU,
-        seconds=15.0,
+        seconds=9.0,
     ),
     Race(
         "training, the cost of a step: a convolutional network",

@@ -288,7 +288,7 @@ WORKLOADS: tuple[Workload, ...] = (
             Versus(GENSIM, at_least(3), "speed", ours=f"{OURS}, negatives=pair", note="equal work"),
             Versus(GENSIM, None, "speed", ours=f"{OURS}, no loss", note="gensim computes no loss either"),
         ),
-        seconds=12,
+        seconds=9,
     ),
     Study("passes", "As for training, but for one epoch, without the reading of the file.", passes, FULL | {"smoke"}),
     Race(
@@ -297,7 +297,7 @@ WORKLOADS: tuple[Workload, ...] = (
         whole,
         same_task,
         (Versus(GENSIM, None, "speed"), Versus(FLORET, None, "speed")),
-        seconds=6,
+        seconds=4,
     ),
     Race(
         "vocabulary",

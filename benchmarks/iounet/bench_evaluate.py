@@ -119,6 +119,6 @@ WORKLOADS: tuple[Workload, ...] = (
                 if name not in OURS
             ),
         ),
-        seconds=3,
+        seconds=2,
     ),
 )

@@ -180,14 +180,15 @@ def equals_itself(context: Context) -> str:
 
 def forward(context: Context) -> Mapping[str, Callable[[], Contestant]]:
     given = load(context)
-    names = LAST, OURS, BF16_LAST, BF16, VISION, ADAPTIVE, VISION_LAST
+    names = (LAST, OURS, BF16_LAST, VISION, *context.pick((), (), (BF16, ADAPTIVE, VISION_LAST)))
     racers = {name: given.forward(name) for name in names}
     return racers | {"memory copy": lambda: copier(context.pick(1, 64), 1)}
 
 
 def grad_map(context: Context) -> Mapping[str, Callable[[], Contestant]]:
     given = load(context)
-    return {name: given.backward(name, "map") for name in (OURS, LAST, BF16, BF16_LAST, VISION)}
+    names = (OURS, LAST, BF16_LAST, VISION, *context.pick((), (), (BF16,)))
+    return {name: given.backward(name, "map") for name in names}
 
 
 def grad_boxes(context: Context) -> Mapping[str, Callable[[], Contestant]]:
@@ -280,7 +281,7 @@ WORKLOADS: tuple[Workload, ...] = (
             Versus(VISION_LAST, None, "speed", ours=LAST, name="the same layout"),
             Versus("memory copy", None, "rate", note="bytes of covered pixels and of the output, each counted once"),
         ),
-        seconds=4,
+        seconds=3,
     ),
     Race(
         "pooling, gradient of the map",
@@ -293,7 +294,7 @@ WORKLOADS: tuple[Workload, ...] = (
             Versus(VISION, None, "speed", ours=BF16),
             Versus(VISION, None, "speed", ours=BF16_LAST),
         ),
-        seconds=4,
+        seconds=3,
     ),
     Race(
         "pooling, gradient of the boxes",

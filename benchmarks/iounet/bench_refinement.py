@@ -199,7 +199,7 @@ WORKLOADS: tuple[Workload, ...] = (
             Versus(GEMMS, ours=POOL, name="pooling"),
             Versus(GEMMS, ours=BARE, name="the loop"),
         ),
-        seconds=4,
+        seconds=2,
     ),
     Study(
         "the exact IoU as predictor",

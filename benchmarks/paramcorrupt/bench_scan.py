@@ -224,7 +224,7 @@ def small_world(context: Context, outcome: Outcome) -> None:
     for seed in range(context.pick(1, 3)):
         model, data = digits(seed, context.pick(1, 4))
         report = scanned(model, data, verify="all", groups={n: n for n, p in model.named_parameters() if p.dim() > 1})
-        grads, weights = gradient(model, data), dict(model.named_parameters())
+        grads, weights = gradient(model, data), {n: p.detach() for n, p in model.named_parameters()}
         rows = [row for row in report if row.group in weights]
         measured = [row.measured or 0.0 for row in rows]
         for name, of in (
