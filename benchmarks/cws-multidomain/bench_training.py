@@ -84,7 +84,7 @@ def train_pkuseg(corpus: list[Words], directory: Path, epochs: int) -> tuple[Pat
 def against_pkuseg(context: Context, outcome: Outcome) -> None:
     import spacy_pkuseg  # noqa: F401
 
-    corpus, source = sentences(context, context.pick(600, 50_000, 150_000))
+    corpus, source = sentences(context, context.pick(600, 35_000, 150_000))
     epochs, rounds = context.pick((1, 1), (5, 1), (20, 2))
     times: dict[str, list[float]] = {OURS: [], PKUSEG: []}
     for number in range(rounds):

@@ -157,7 +157,7 @@ FOUND = {"base": 0.0, LONGER: 0.0, PEER: 0.5, "GA-SAM": 0.02, "GA-SAM, b=+1": 0.
 
 def glance(context: Context, outcome: Outcome) -> None:
     """The full profile's task of wrong labels in small: its settings, fewer epochs and seeds."""
-    task, seeds = WrongLabels(), context.pick(2, 5)
+    task, seeds = WrongLabels(), context.pick(2, 4)
     task.epochs = context.pick(1, 24)
     found: dict[str, list[Run]] = {}
     for place, (name, rho) in enumerate(FOUND.items(), 1):
@@ -251,7 +251,7 @@ WORKLOADS: tuple[Workload, ...] = (
             Versus("base", ours="LookSAM"),
         ],
         CPU,
-        seconds=9.0,
+        seconds=8.0,
     ),
     Race(
         "training, the cost of a step: a convolutional network",
@@ -265,7 +265,7 @@ WORKLOADS: tuple[Workload, ...] = (
     Study(
         "training, digits with wrong labels",
         "A perceptron on scikit-learn's digits, 30 % of whose labels are wrong, 24 epochs: the test error at the best "
-        "epoch; ratios seed by seed of five, geometric mean and 95 % interval (Student's t). Learning rate and radii "
+        "epoch; ratios seed by seed of four, geometric mean and 95 % interval (Student's t). Learning rate and radii "
         "are those that the full profile's search finds; the longer base has the time of SAM. b=+1 is "
         "strength_exponent=1, not the default.",
         glance,

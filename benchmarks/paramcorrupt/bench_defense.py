@@ -246,7 +246,7 @@ WORKLOADS: list[Workload] = [
         contestants,
         equal,
         [Versus(PASSES, at_most(1.03)), Versus(PLAIN, name="written down")],
-        seconds=2.0,
+        seconds=1.0,
         also=own_share,
     ),
     Study(

@@ -173,6 +173,7 @@ WORKLOADS: list[Workload] = [
         [
             Versus(FUSED, at_least(1.3), "speed", "against the plain form with fused Adam"),
         ],
+        seconds=2,
     ),
     *(
         Race(
@@ -185,7 +186,7 @@ WORKLOADS: list[Workload] = [
                 Versus(PEER, None, "speed", "with discriminator and locality", ours="RobustVaDE"),
             ],
             profiles,
-            seconds=3,
+            seconds=2,
         )
         for size, profiles in ((256, CPU), (100, FULL | {"smoke"}))
     ),

@@ -102,6 +102,8 @@ ADAMOD_OPTIONS = [
         ValueError,
         "state_dtype=torch.bfloat16 is not supported with differentiable=True",
     ),
+    ({"bounded_decay": 1}, TypeError, "bounded_decay must be True or False, got 1"),
+    ({"skip_unseen": ""}, TypeError, "skip_unseen must be True or False, got ''"),
     ({"fused": True, "foreach": True}, RuntimeError, "`fused` and `foreach` cannot be `True` together"),
     ({"fused": True, "differentiable": True}, RuntimeError, "`fused` does not support `differentiable`"),
 ]

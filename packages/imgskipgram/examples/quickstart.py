@@ -1,4 +1,4 @@
-"""Train on text, then on text with pictures; see what a word means; write it as a page; save, and load."""
+"""Train on text, then with pictures (drawn by Pillow); see what a word means; write it as a page; save, and load."""
 
 import tempfile
 from pathlib import Path

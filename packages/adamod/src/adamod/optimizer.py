@@ -189,6 +189,9 @@ class AdaMod(Optimizer):
         check_options(group)
         if group["variant"] not in functional.VARIANTS:
             raise ValueError(f"variant must be one of {functional.VARIANTS}, got {group['variant']!r}")
+        for name in ("bounded_decay", "skip_unseen"):
+            if not isinstance(group[name], bool):
+                raise TypeError(f"{name} must be True or False, got {group[name]!r}")
         _state.check_dtype_option(group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
