@@ -321,7 +321,7 @@ def section(outcome: Json, run: Json, anchor: str, level: int) -> str:
         body.append(bars(outcome))
     body += [curves(plot) for plot in outcome["curves"]]
     body += [grid(outcome["table"])] if outcome["table"] else []
-    if outcome["error"] not in ("", *(figure["note"] for figure in outcome["figures"])):  # what is missing is said above
+    if outcome["error"] not in ("", *(figure["note"] for figure in outcome["figures"])):  # said already
         body.append(f"<pre>{escape(outcome['error'])}</pre>")
     if outcome["equal"]:
         body.append(f'<p class="equal"><span>✓ equal</span> {escape(outcome["equal"])}</p>')
