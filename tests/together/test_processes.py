@@ -183,13 +183,22 @@ def at(n: int, action: Callable[[], None], work: Callable[[], Any], *parts: str,
             if count == n:
                 action()
 
+    def lost(unraisable: Any) -> None:
+        """Python drops what is raised in a generator that is thrown away: whoever pressed Ctrl-C presses it again."""
+        nonlocal n
+        assert unraisable.exc_type is KeyboardInterrupt
+        n = count + 1
+        sys.setprofile(profile)  # which ends where it raises
+
     if folder is not None:
         sys.addaudithook(hook)
     sys.setprofile(profile)
+    sys.unraisablehook, usual = lost, sys.unraisablehook
     try:
         work()
     finally:
         sys.setprofile(None)
+        sys.unraisablehook = usual
     return count
 
 
