@@ -240,6 +240,11 @@ def test_bits_are_ranked_and_the_worst_of_them_protected(run: Callable[..., Ran]
 # --- what can be wrong -----------------------------------------------------------------------------------------------
 
 
+def files() -> list[Path]:
+    """What lies in the present folder, but for what Python writes of the modules that it imports."""
+    return sorted(path for path in Path().iterdir() if path.name != "__pycache__")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -297,13 +302,13 @@ def test_bits_are_ranked_and_the_worst_of_them_protected(run: Callable[..., Ran]
     ],
 )
 def test_what_is_wrong_is_one_line_and_exit_code_2(arguments: str, message: str, run: Callable[..., Ran]) -> None:
-    before = sorted(Path().iterdir())
+    before = files()
     done = run(*arguments.replace("{on}", " ".join(ON)).split())
     assert (done.code, done.out) == (2, "")
     assert message in done.err
     assert done.err.startswith("paramcorrupt")
     assert done.err.count("\n") == 1
-    assert [x for x in sorted(Path().iterdir()) if x.name != "__pycache__"] == before
+    assert files() == before
 
 
 @pytest.mark.parametrize(
@@ -357,10 +362,10 @@ def test_ctrl_c_leaves_no_half_of_a_checkpoint(run: Callable[..., Ran], monkeypa
         raise KeyboardInterrupt
 
     monkeypatch.setattr(_patching, "_write", interrupt)
-    before = sorted(Path().iterdir())
+    before = files()
     done = run("bitflip", "model.safetensors", "--count", 3, "--seed", 0, "-o", "a.safetensors")
     assert (done.code, done.out, done.err) == (130, "", "")
-    assert sorted(Path().iterdir()) == before
+    assert files() == before
 
 
 def test_warnings_are_one_line(run: Callable[..., Ran], here: Path) -> None:
