@@ -69,7 +69,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
 for _name, _schema in SCHEMAS.items():
     torch.library.define(f"vade_robust::{_name}", _schema)
     torch.library.impl(f"vade_robust::{_name}", "CompositeExplicitAutograd", getattr(_reference, _name))
-    torch.library.register_fake(f"vade_robust::{_name}", _FAKES[_name])
+    # What `register_fake` would do as well, but that reads the path of every module that was imported.
+    torch.library.impl(f"vade_robust::{_name}", "Meta", _FAKES[_name])
 
 if (_library := files(__package__) / "_C.so").is_file():
     torch.ops.load_library(str(_library))
