@@ -260,8 +260,34 @@ def test_metadata_that_does_not_fit_is_refused(data, tmp_path, metadata, reason)
         Segmenter.from_bytes(whole)
 
 
-def test_a_section_whose_name_is_no_text_is_refused(data, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "quoted"),
+    [
+        (b"\xff", r"\xff"),
+        (b"a\xe4\xb8", r"a\xe4\xb8"),
+        (b"\xed\xa0\x80", r"\xed\xa0\x80"),
+        (b"\x1b[2J\n\x7f", r"\x1b[2J\x0a\x7f"),
+        ("值\x85".encode(), r"值\xc2\x85"),
+    ],
+)
+def test_a_section_whose_name_is_no_text_is_refused(data, tmp_path, name, quoted):
     content = bytearray(data[64:])
-    content[1] = 0xFF
-    with pytest.raises(ValueError, match=r"model\.cws: the name of a section is not UTF-8"):
-        load(refreshed(data[:64], bytes(content)), tmp_path)
+    content[:24] = name.ljust(24, b"\x00")
+    for offset in content[24:32], bytes(8 * [0xFF]):  # also where the section lies outside of the file
+        content[24:32] = offset
+        with pytest.raises(ValueError, match=r"model\.cws: the name of section") as error:
+            load(refreshed(data[:64], bytes(content)), tmp_path)
+        assert type(error.value) is ValueError
+        assert str(error.value).endswith(f'model.cws: the name of section "{quoted}" is no printable UTF-8')
+
+
+@pytest.mark.parametrize("name", ["a\n", "a\x00b", "\ud800"])
+def test_a_section_is_not_given_a_name_that_cannot_be_read_back(name):
+    with pytest.raises(ValueError, match="a section's name must be printable") as error:
+        _modelfile.to_bytes({}, {name: b""})
+    assert type(error.value) is ValueError
+
+
+@pytest.mark.parametrize("name", ["值", "\u00e9" * 12])
+def test_a_section_may_have_a_name_in_any_script(data, tmp_path, name):
+    assert load(_modelfile.to_bytes({"domains": ["a", "b"]}, {**sections_of(data), name: b"x"}), tmp_path)

@@ -447,6 +447,31 @@ def test_a_pickle_with_anything_else_is_refused_by_name_and_not_executed(
 
 
 @pytest.mark.parametrize(
+    ("module", "name", "quoted"),
+    [
+        (b"\xff", b"\x00\x1b", r"\xff.\x00\x1b"),
+        ("中".encode() * 40, b"a", "中" * 34 + ".a"),
+        (b"a" * 99 + "中".encode(), b"b", "a" * 99 + "中.b"),
+    ],
+)
+def test_what_a_refused_pickle_asks_for_is_quoted_as_text(module: bytes, name: bytes, quoted: str) -> None:
+    with pytest.raises(ValueError, match="the pickle asks for") as error:
+        pkuseg_load(b"c" + module + b"\n" + name + b"\n.", "pickle")
+    assert type(error.value) is ValueError
+    assert f"the pickle asks for {quoted};" in str(error.value)
+
+
+def test_a_feature_of_a_wrong_number_is_quoted_as_text(model: _pkuseg.Model, directory: Path, tmp_path: Path) -> None:
+    files = pkuseg_load((directory / "features.msgpack").read_bytes(), "msgpack")
+    files["feature_to_idx"] = {f"\ud800{name}": 0 for name in files["feature_to_idx"]}
+    (tmp_path / "features.pkl").write_bytes(pickle.dumps(files))
+    (tmp_path / "weights.npz").write_bytes((directory / "weights.npz").read_bytes())
+    with pytest.raises(ValueError, match=r"must number its entries .* for '\\xed\\xa0\\x80") as error:
+        _pkuseg.Model.load(tmp_path)
+    assert type(error.value) is ValueError
+
+
+@pytest.mark.parametrize(
     "data",
     [
         b"",

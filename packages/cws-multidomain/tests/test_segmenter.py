@@ -156,6 +156,8 @@ def test_arrow_arrays_of_another_type_are_refused(segmenter):
     pa = pytest.importorskip("pyarrow")
     with pytest.raises(TypeError, match="texts must be an Arrow array of string or large_string"):
         segmenter.offsets(pa.array([1, 2]))
+    with pytest.raises(TypeError, match=r'got the format "tss:\\xff\\x0a中"; cast it first'):
+        segmenter.offsets(pa.array([], pa.timestamp("s", tz=b"\xff\n" + "中".encode())))
 
 
 def test_an_arrow_export_that_nobody_takes_is_freed(segmenter):

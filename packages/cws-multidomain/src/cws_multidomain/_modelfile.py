@@ -44,9 +44,8 @@ def to_bytes(metadata: Mapping[str, Any], sections: Sections) -> bytes:
     place = _aligned(64 + 40 * len(everything))
     table, body = b"", b""
     for name, data in everything.items():
-        raw = name.encode()
-        if len(raw) > 24:
-            raise ValueError(f"a section's name must have at most 24 bytes, got {name!r}")
+        if not name.isprintable() or len(raw := name.encode()) > 24:
+            raise ValueError(f"a section's name must be printable and have at most 24 bytes, got {name!r}")
         table += struct.pack("<24sQQ", raw, place + len(body), len(data))
         body += data + bytes(_aligned(len(data)) - len(data))
     content = table + bytes(place - 64 - len(table)) + body
@@ -88,10 +87,7 @@ def read(path: str | os.PathLike[str]) -> _core.Model:
 
 def checked(model: _core.Model, name: str) -> _core.Model:
     """The model, if its metadata names as many domains as it has; a ValueError with its name otherwise."""
-    try:
-        sections = model.sections
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: the name of a section is not UTF-8: {error.object!r}") from None
+    sections = model.sections
     try:
         about = json.loads(sections["metadata"].tobytes()) if "metadata" in sections else None
     except (ValueError, RecursionError) as error:

@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "printable.h"
+
 // Arrow's C data interface: string arrays in, lists of (start, end) out.
 extern "C" {
 struct ArrowSchema {
@@ -65,7 +67,7 @@ inline bool is_large(const ArrowSchema& schema) {
   if (!std::strcmp(schema.format, "u")) return false;
   if (!std::strcmp(schema.format, "U")) return true;
   throw nb::type_error(("texts must be an Arrow array of string or large_string, got the format \"" +
-                        std::string(schema.format) + "\"; cast it first")
+                        printable(schema.format) + "\"; cast it first")
                            .c_str());
 }
 

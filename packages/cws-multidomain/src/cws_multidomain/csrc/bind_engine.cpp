@@ -15,6 +15,7 @@
 #include "explain.h"
 #include "lexicon.h"
 #include "pool.h"
+#include "printable.h"
 #include "python_text.h"
 #include "segment.h"
 
@@ -330,7 +331,8 @@ class Segmentation {
     const auto check = [&](int error) {
       if (!error) return;
       const char* reason = stream->get_last_error(stream);
-      throw nb::value_error(("texts is an Arrow stream that failed: " + std::string(reason ? reason : "")).c_str());
+      throw nb::value_error(
+          ("texts is an Arrow stream that failed: " + cws::printable(reason ? reason : "", 1000)).c_str());
     };
     arrow::Owned<ArrowSchema> schema;
     check(stream->get_schema(stream, &schema));

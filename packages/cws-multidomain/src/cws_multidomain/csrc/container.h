@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "crc32c.h"
+#include "printable.h"
 
 // A model file: a header, a table of named sections, sections. Mapped read-only, or bytes in memory.
 namespace cws {
@@ -153,6 +154,8 @@ class Container {
       const char* name = reinterpret_cast<const char*>(data_ + entry);
       const uint64_t offset = read<uint64_t>(entry + kNameSize), size = read<uint64_t>(entry + kNameSize + 8);
       Section section{std::string(name, strnlen(name, kNameSize)), data_ + offset, size};
+      const std::string quoted = printable(section.name);
+      if (quoted != section.name) refuse("the name of section \"" + quoted + "\"", "is no printable UTF-8");
       if (offset > size_ || size > size_ - offset || offset % 64) {
         refuse("section \"" + section.name + "\"", "lies outside of the file");
       }

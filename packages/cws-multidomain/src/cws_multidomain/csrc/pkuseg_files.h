@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "pkuseg_text.h"
+#include "printable.h"
 
 // Plain values of hostile files: pickles and MessagePack. Only dict, list, set, str, int, bool and float are
 // understood; a pickle's virtual machine is run without any way to name, import or call something.
@@ -321,7 +322,7 @@ class Pickle {
 
   [[noreturn]] void malformed() { bad("the pickle is malformed before byte " + std::to_string(in_.at())); }
   [[noreturn]] static void forbidden(std::string_view module, std::string_view name) {
-    bad("the pickle asks for " + std::string(module.substr(0, 100)) + "." + std::string(name.substr(0, 100)) +
+    bad("the pickle asks for " + cws::printable(module) + "." + cws::printable(name) +
         "; only dict, list, set, str, int and float are read");
   }
   void global(std::string_view module, std::string_view name) {
@@ -582,7 +583,7 @@ inline void check_indices(const std::vector<std::pair<std::string_view, int64_t>
   for (const auto& [name, index] : names) {
     if (index < 0 || index >= size || seen[index])
       bad("'" + key + "' must number its entries 0 to " + std::to_string(size - 1) + ", each once, got " +
-          std::to_string(index) + " for '" + std::string(name.substr(0, 60)) + "'");
+          std::to_string(index) + " for '" + cws::printable(name) + "'");
     seen[index] = true;
   }
 }
