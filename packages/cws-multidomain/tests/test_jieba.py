@@ -66,6 +66,16 @@ def test_joined_tokens_are_the_text(text: str) -> None:
     assert set(tokenizer.lcut_for_search(text, HMM=False)) >= set(tokens)
 
 
+@pytest.mark.parametrize("rest", [b"", b"\xff", b"\x81"])
+def test_bytes_that_are_no_utf8_are_gbk_and_the_rest_is_left_out(rest: bytes) -> None:
+    tokenizer = Tokenizer(WORDS)
+    assert tokenizer.lcut("北京大学".encode("gbk") + rest, HMM=False) == ["北京大学"]
+    assert tokenizer.lcut_for_search("学生生活".encode("gbk") + rest, HMM=False) == ["学生", "生活"]
+    assert tokenizer.suggest_freq("北京大学".encode("gbk") + rest) == tokenizer.suggest_freq("北京大学")
+    tokenizer.add_word("大学生活".encode("gbk") + rest, 100)
+    assert tokenizer.get_FREQ("大学生活") == 100
+
+
 def test_letters_and_digits_join_only_if_they_are_words_of_one_character() -> None:
     tokenizer = Tokenizer(WORDS)
     assert tokenizer.lcut("a1T恤5g", HMM=False) == ["a1", "T恤", "5g"]
@@ -173,7 +183,7 @@ def test_a_bad_dictionary_names_its_line_and_changes_nothing(tmp_path: Path, lin
 
 def test_bad_arguments_are_named() -> None:
     tokenizer = Tokenizer(WORDS)
-    with pytest.raises(TypeError, match="a text must be a str or UTF-8 bytes, got NoneType"):
+    with pytest.raises(TypeError, match="a text must be a str or bytes of UTF-8 or GBK, got NoneType"):
         tokenizer.lcut(None, HMM=False)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="unicode_sentence must be a str, got bytes"):
         tokenizer.tokenize(b"")  # type: ignore[arg-type]

@@ -90,6 +90,16 @@ def refreshed(head: bytes, content: bytes) -> bytes:
     return head + struct.pack("<I", _core.crc32c(head)) + bytes(32) + content
 
 
+def test_a_file_may_have_a_name_that_is_no_text(data, tmp_path):
+    path = tmp_path / os.fsdecode(b"\xff.cws")
+    path.write_bytes(data)
+    assert Segmenter.load(path).domains == ("general", "domain1", "domain2")
+    path.write_bytes(data[:-64])
+    with pytest.raises(ValueError, match=r"\\xff\.cws: the size should be") as error:
+        Segmenter.load(path)
+    assert type(error.value) is ValueError
+
+
 def test_a_newer_version_is_refused(data, tmp_path):
     with pytest.raises(ValueError, match="the version 2 is newer than 1"):
         load(refreshed(data[:8] + struct.pack("<I", 2) + data[12:], data[64:]), tmp_path)

@@ -322,6 +322,18 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
             call(tmp_path / "no such.txt")
 
 
+def test_a_file_may_have_a_name_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.txt")
+    path.write_bytes(b"a b")
+    vocabulary, _ = read(path, ALL)
+    assert vocabulary.words == ["a", "b"]
+    path.write_bytes(b"\xfe")
+    for call in (lambda: read(path, ALL), lambda: list(stream(path, vocabulary)), lambda: _core.tokenize(path)):
+        with pytest.raises(ValueError, match=r"(\\xff|\\udcff)\.txt: line 1: invalid UTF-8 at byte 0") as error:
+            call()
+        assert type(error.value) is ValueError
+
+
 @pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".xz"])
 def test_bad_text_is_refused_with_file_line_and_byte(tmp_path: Path, suffix: str) -> None:
     pack: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,7 +26,7 @@ def crc32c(data: bytes) -> int: ...
 
 class Model:
     @staticmethod
-    def map(path: str) -> Model: ...
+    def map(path: str | os.PathLike[str]) -> Model: ...
     @staticmethod
     def copy(data: bytes, name: str) -> Model: ...
     @property

@@ -231,7 +231,10 @@ def _text(row: Any, column: str) -> Any:
 
 
 def _name(corpus: Corpus) -> str:
-    return os.fspath(corpus) if isinstance(corpus, str | os.PathLike) else "corpus"
+    """What refusals call it."""
+    if not isinstance(corpus, str | os.PathLike):
+        return "corpus"
+    return os.fsdecode(corpus).encode(errors="backslashreplace").decode()  # a path need be no text
 
 
 def _check(corpus: Corpus) -> None:

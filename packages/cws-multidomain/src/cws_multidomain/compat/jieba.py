@@ -82,7 +82,7 @@ class Tokenizer:
         """Cut a text into tokens, of which whitespace is one, too.
 
         Args:
-            sentence: the text; bytes are read as UTF-8.
+            sentence: the text; bytes are UTF-8, or else GBK, of which what is none is left out, as jieba does.
             cut_all: all words that the dictionary has in the text, overlapping ones too.
             HMM: the model; otherwise the most probable sequence of dictionary words.
         """
@@ -336,9 +336,12 @@ def _line(name: str, number: int, line: str | bytes) -> str:
 
 def _text(text: str | bytes) -> str:
     if isinstance(text, bytes):
-        return text.decode()
+        try:
+            return text.decode()
+        except UnicodeDecodeError:
+            return text.decode("gbk", "ignore")
     if not isinstance(text, str):
-        raise TypeError(f"a text must be a str or UTF-8 bytes, got {type(text).__name__}")
+        raise TypeError(f"a text must be a str or bytes of UTF-8 or GBK, got {type(text).__name__}")
     return text
 
 

@@ -1,3 +1,4 @@
+#include <nanobind/stl/filesystem.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -745,7 +746,8 @@ void bind_engine(nb::module_& m) {
   m.def("crc32c", crc32c, "data"_a);
 
   nb::class_<Model>(m, "Model")
-      .def_static("map", [](const std::string& path) { return std::make_shared<Model>(cws::Container::map(path)); })
+      .def_static("map",
+                  [](const std::filesystem::path& path) { return std::make_shared<Model>(cws::Container::map(path)); })
       .def_static("copy",
                   [](nb::bytes data, const std::string& name) {
     const auto* bytes = static_cast<const uint8_t*>(data.data());

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <filesystem>
 #include <stdexcept>
 #include <string>
 #include <system_error>
@@ -34,16 +35,16 @@ class Container {
   };
 
   // Throws std::system_error where the file cannot be read, std::invalid_argument where it is no sound model.
-  static Container map(const std::string& path) {
+  static Container map(const std::filesystem::path& path) {
+    Container out;
+    out.name_ = printable(path.native(), path.native().size());
     const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (file < 0) throw std::system_error(errno, std::generic_category(), path);
+    if (file < 0) throw std::system_error(errno, std::generic_category(), out.name_);
     struct stat about;
     if (::fstat(file, &about) || S_ISDIR(about.st_mode)) {
       ::close(file);
-      throw std::system_error(EISDIR, std::generic_category(), path);
+      throw std::system_error(EISDIR, std::generic_category(), out.name_);
     }
-    Container out;
-    out.name_ = path;
     out.size_ = size_t(about.st_size);
     if (out.size_ >= kHeaderSize) {
 #ifdef MAP_POPULATE

@@ -139,7 +139,9 @@ nb::tuple tokenize_text(const nb::bytes& text) {
 
 nb::tuple tokenize_file(const std::filesystem::path& path) {
   constexpr size_t kBlock = 1 << 22;
-  Reader reader(path.string(), 0, nb::none());
+  const nb::object name = nb::steal(PyUnicode_DecodeUTF8(path.c_str(), static_cast<Py_ssize_t>(path.native().size()),
+                                                         "backslashreplace"));  // a path need be no UTF-8
+  Reader reader(std::string(utf8(name)), 0, nb::none());
   int error = 0;
   {
     nb::gil_scoped_release released;
