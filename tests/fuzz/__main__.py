@@ -12,6 +12,7 @@ import contextlib
 import faulthandler
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -48,16 +49,18 @@ def main() -> int:
     packages = [name for name in MODULES if _chosen(name, options.targets)]
     if options.seeds:
         for package in packages:
-            write_seeds([x for x in of_package(package) if not options.targets or _named(x, options.targets)])
+            write_seeds(_targets(package, options.targets))
         return 0
+    if not (count := _count(packages, options.targets)):
+        parser.error(f"targets must begin the name of one, got {' '.join(options.targets)}")
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.mkdir(parents=True)
-    _say(f"seed {options.seed}, engine {options.engine}, {options.seconds:.0f} s")
+    _say(f"seed {options.seed}, engine {options.engine}, {options.seconds:.0f} s for {count} targets")
     failed = False
     for package in packages:
         sys.stdout.flush()
         if not (child := os.fork()):  # a package is imported, and instrumented, once
-            _leave(lambda package=package: run_package(package, options))
+            _leave(lambda package=package: run_package(package, options.seconds / count, options))
         _, status = os.waitpid(child, 0)
         failed |= status != 0
     return summary(options.out) or failed
@@ -68,11 +71,22 @@ def _chosen(package: str, wanted: list[str]) -> bool:
     return not wanted or any(name.startswith(short) for name in wanted)
 
 
-def _named(target: Target, wanted: list[str]) -> bool:
-    return any(target.name.startswith(name) for name in wanted)
+def _targets(package: str, wanted: list[str], *, prepared: bool = False) -> list[Target]:
+    found = of_package(package, prepared=prepared)
+    return [target for target in found if not wanted or any(target.name.startswith(name) for name in wanted)]
 
 
-def run_package(package: str, options: Any) -> None:
+def _count(packages: list[str], wanted: list[str]) -> int:
+    """How many targets share the time; a process of its own imports the packages, which here are not instrumented."""
+    with multiprocessing.get_context("fork").Pool(1) as elsewhere:
+        return elsewhere.apply(_count_here, (packages, wanted))
+
+
+def _count_here(packages: list[str], wanted: list[str]) -> int:
+    return sum(len(_targets(package, wanted)) for package in packages)
+
+
+def run_package(package: str, seconds: float, options: Any) -> None:
     """The targets of a package, each in a process forked from one that has the package."""
     if options.engine == "atheris":
         import atheris
@@ -83,17 +97,11 @@ def run_package(package: str, options: Any) -> None:
             contextlib.redirect_stderr(nowhere),
             atheris.instrument_imports([module]),
         ):
-            targets = of_package(package, prepared=True)
+            targets = _targets(package, options.targets, prepared=True)
     else:
-        targets = of_package(package, prepared=True)
-    share = options.seconds / _COUNT
+        targets = _targets(package, options.targets, prepared=True)
     for target in targets:
-        if options.targets and not _named(target, options.targets):
-            continue
-        run_target(target, share if not options.targets else options.seconds, options)
-
-
-_COUNT = 70  # targets of all packages, by which the time is divided
+        run_target(target, seconds, options)
 
 
 def run_target(target: Target, seconds: float, options: Any) -> None:
