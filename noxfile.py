@@ -89,11 +89,12 @@ def build(session: nox.Session, package: str, *command: str, compiler: str | Non
     session.run(*command, ROOT / "packages" / package, *options, env=env, silent=True)
 
 
-def lowest(session: nox.Session, package: str) -> list[str]:
-    """The oldest dependencies that a package says it supports."""
-    options = "--resolution=lowest-direct", "--only-binary=:all:", "--no-deps", "--no-header", "--no-annotate"
+def lowest(session: nox.Session, package: str, *extras: str) -> list[str]:
+    """The oldest dependencies that a package says it supports and that can be installed together."""
+    binary = "--only-binary=:all:", "--no-binary=pyspark"  # which has no wheels, and needs none
+    options = "--resolution=lowest-direct", *binary, "--no-header", "--no-annotate"
     project = ROOT / "packages" / package / "pyproject.toml"
-    return session.run("uv", "pip", "compile", "--quiet", *options, project, silent=True).split()
+    return session.run("uv", "pip", "compile", "--quiet", *options, *extras, project, silent=True).split()
 
 
 def enter_empty_folder(session: nox.Session) -> None:
@@ -106,7 +107,8 @@ def enter_empty_folder(session: nox.Session) -> None:
 
 def check(session: nox.Session, package: str, marker: str, *pins: str) -> None:
     """Run a package's tests, with its extras: `contract` does without. Each core has a process of one thread."""
-    install(session, [package], "pytest-xdist", *requirements(package, "test", "peers", extras=True), *pins)
+    groups = ["test"] if pins else ["test", "peers"]  # the peers need newer dependencies than the package
+    install(session, [package], "pytest-xdist", *requirements(package, *groups, extras=True), *pins)
     enter_empty_folder(session)
     workers = min(CORES, 8) if marker == "gpu" else CORES  # kernels are compiled side by side, on one device
     command = ["pytest", f"-n={workers}", "-m", marker, ROOT / "packages" / package / "tests"]
@@ -123,8 +125,8 @@ def tests(session: nox.Session, package: str) -> None:
 @nox.session(default=False)
 @package
 def oldest(session: nox.Session, package: str) -> None:
-    """A package's tests with the oldest dependencies that it says it supports."""
-    check(session, package, "not gpu and not slow", *lowest(session, package))
+    """A package's tests with the oldest dependencies that it says it supports, those of its extras too."""
+    check(session, package, "not gpu and not slow", *lowest(session, package, "--all-extras"))
 
 
 @nox.session(default=False)
