@@ -46,6 +46,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("fuzz-report"), help="where inputs go that broke something")
     parser.add_argument("--seeds", action="store_true", help="write the valid inputs of the corpus anew, and end")
     options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process that is forked from one with more of them hangs
     packages = [name for name in MODULES if _chosen(name, options.targets)]
     if options.seeds:
         for package in packages:

@@ -323,7 +323,7 @@ def test_broken_sections_are_refused_by_name(tagger: Tagger) -> None:
     sections = tagger.to_sections()
     features, buckets = sections["pos.features"], np.frombuffer(sections["pos.buckets"], "<u4")
     broken = {
-        "pos.tags": [b"", b"[]", b'{"labels": []}', b'{"labels": [["NN"]]}', b"\xff", b'{"labels": 3}'],
+        "pos.tags": [b"", b"[]", b'{"labels": []}', b'{"labels": [["NN"]]}', b"\xff", b'{"labels": 3}', b"[" * 100_000],
         "pos.transitions": [b"", sections["pos.transitions"][:-2], sections["pos.transitions"][:-1]],
         "pos.buckets": [b"", b"\0\0\0", buckets[:-1].tobytes(), (buckets + 1).tobytes(), buckets[::-1].tobytes()],
         "pos.features": [b"", features[:-1], features + b"\0", b"\xff" * len(features), features[:3] + b"\x7e" * 90],

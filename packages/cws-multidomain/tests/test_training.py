@@ -289,11 +289,17 @@ def test_templates_of_pkuseg_make_a_model_of_pkuseg() -> None:
         ({"reference": True}, "reference must be False for templates='native'"),
         ({"max_bytes": 0}, "max_bytes must be an integer of at least 1, got 0"),
         ({"variants": {"ab": "c"}}, "variants must map characters to characters, got 'ab': 'c'"),
+        ({"variants": {1: "c"}}, "variants must map characters to characters, got 1: 'c'"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train(corpus(3), **options)
+
+
+def test_variants_must_be_a_mapping() -> None:
+    with pytest.raises(TypeError, match="variants must map characters to characters, got list"):
+        train(corpus(3), variants=["a", "b"])
 
 
 def test_bad_corpora_are_named() -> None:

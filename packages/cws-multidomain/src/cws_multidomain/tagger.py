@@ -534,7 +534,7 @@ def _parse_about(data: bytes) -> dict[str, Any]:
         about = json.loads(data)
         labels = about["labels"]
         sound = all(len(label) == 2 and all(isinstance(tag, str) for tag in label) for label in labels)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         sound = False
     if not sound or not 1 <= len(labels) <= _MOST_TAGS:
         raise ValueError(f"pos.tags: not a JSON object with 1 to {_MOST_TAGS} pairs of tags as labels")

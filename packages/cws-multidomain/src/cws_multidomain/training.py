@@ -310,8 +310,10 @@ def _merged(dictionaries: Sequence[Dictionary]) -> list[tuple[str, int]]:
 def _points(variants: Mapping[str, str] | None) -> dict[int, int] | None:
     if variants is None:
         return None
+    if not isinstance(variants, Mapping):
+        raise TypeError(f"variants must map characters to characters, got {type(variants).__name__}")
     for variant, character in variants.items():
-        if len(variant) != 1 or len(character) != 1:
+        if not all(isinstance(x, str) and len(x) == 1 for x in (variant, character)):
             raise ValueError(f"variants must map characters to characters, got {variant!r}: {character!r}")
     return {ord(variant): ord(character) for variant, character in variants.items()}
 
