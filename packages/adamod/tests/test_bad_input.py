@@ -146,22 +146,23 @@ def test_a_group_with_such_an_option_is_refused_and_nothing_changes(kind, option
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "text"),
+    "options",
     [
-        case[1:]
+        case[1]
         for case in CASES
         if case[0] is AdaMod and "state_dtype" not in case[1]  # the receiver's is used
         if len(case[1].get("betas", ())) != 3  # as another optimizer writes beta3
     ],
     ids=str,
 )
-def test_a_checkpoint_with_such_an_option_is_refused_and_nothing_changes(options, error, text):
+def test_a_checkpoint_with_such_an_option_is_refused_by_its_place_and_nothing_changes(options):
     optimizer = AdaMod([{"params": [p]} for p in parameters((3,), (2,))])
     optimizer.step()
     checkpoint = optimizer.state_dict()
     checkpoint["param_groups"][1].update(options)
     before = contents(optimizer)
-    with pytest.raises(error, match=r"^" + re.escape(text)):
+    place = re.escape('state_dict["param_groups"][1]') + rf'(\["{next(iter(options))}"\]|: )'
+    with pytest.raises((ValueError, TypeError), match="^" + place):
         optimizer.load_state_dict(checkpoint)
     assert_same(contents(optimizer), before)
 
@@ -188,7 +189,41 @@ def test_a_sparse_gradient_in_the_second_group_leaves_the_first_group_alone(make
         optimizer.step()
     third.grad = torch.eye(4).to_sparse()
     before = contents(optimizer)
-    with pytest.raises(RuntimeError, match=f"^{type(optimizer).__name__} does not support sparse gradients"):
+    text = (
+        f"^{type(optimizer).__name__} does not support sparse gradients: that of parameter 2 must be strided, got torch"
+    )
+    with pytest.raises(RuntimeError, match=text):
+        optimizer.step()
+    assert_same(contents(optimizer), before)
+
+
+UNFIT = {
+    "int64": lambda: torch.zeros(3, dtype=torch.int64),
+    "bool": lambda: torch.zeros(3, dtype=torch.bool),
+    "float8": lambda: torch.zeros(3).to(torch.float8_e4m3fn),
+}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        AdaMod,
+        lambda params: AdaMod(params, fused=True),
+        lambda params: AdaMod(params, foreach=True),
+        lambda params: AdaMod(params, foreach=False),
+        DiffMod,
+    ],
+    ids=["AdaMod", "fused", "foreach", "loop", "DiffMod"],
+)
+@pytest.mark.parametrize("unfit", UNFIT.values(), ids=UNFIT)
+def test_a_gradient_of_a_parameter_that_cannot_be_stepped_leaves_the_first_group_alone(make, unfit):
+    first, second = parameters((3,), (2,))
+    last = unfit()
+    optimizer = make([{"params": [("weight", first)]}, {"params": [("bias", second), ("codes", last)]}])
+    optimizer.step()  # without a gradient it is left alone
+    last.grad = torch.zeros_like(last)
+    before = contents(optimizer)
+    with pytest.raises(RuntimeError, match=r"^parameter 2 \('codes'\) must be of one of float64, .*, got torch"):
         optimizer.step()
     assert_same(contents(optimizer), before)
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from adamod import AdaMod, DiffMod, _ops
@@ -479,22 +481,25 @@ def test_states_that_others_kept_in_bfloat16_become_float32():
 # --- refusals -------------------------------------------------------------------------------------------------------
 
 
-def refused(change: Callable[[dict[str, Any]], object], text: str, state_dtype: Any = None) -> None:
+def two_groups(kind: type[torch.optim.Optimizer], last: int, **options: Any) -> torch.optim.Optimizer:
+    """After some steps."""
+    a, b, c = parameters((5,), (), (70, 70))
+    groups = [{"params": [("first", a), ("second", b)]}, {"params": [("last", c)]}]
+    optimizer = kind(groups, **options)
+    train(optimizer, 1, last)
+    return optimizer
+
+
+def refused(
+    change: Callable[[dict[str, Any]], object], place: str, text: str, state_dtype: Any = None, kind: Any = AdaMod
+) -> None:
     """A checkpoint whose last parameter is spoilt is refused, and the receiver is as before and goes on."""
-
-    def make() -> AdaMod:
-        a, b, c = parameters((5,), (), (70, 70))
-        groups = [{"params": [("first", a), ("second", b)]}, {"params": [("last", c)]}]
-        return AdaMod(groups, state_dtype=state_dtype)
-
-    source, target, twin = make(), make(), make()
-    train(source, 1, 4)
-    train(target, 1, 2)
-    train(twin, 1, 2)
+    options = {"state_dtype": state_dtype} if kind is AdaMod else {}
+    source, target, twin = (two_groups(kind, last, **options) for last in (4, 2, 2))
     checkpoint = saved(source.state_dict())
     change(checkpoint)
     before = contents(target)
-    with pytest.raises(ValueError, match="^" + re.escape(text)):
+    with pytest.raises((ValueError, TypeError), match="^" + re.escape(f"state_dict{place} {text}")):
         target.load_state_dict(checkpoint)
     assert_unchanged(target, before)
     train(target, 3, 4)
@@ -502,9 +507,12 @@ def refused(change: Callable[[dict[str, Any]], object], text: str, state_dtype: 
     assert_twins(target, twin)
 
 
+LAST = '["state"][2]'
+
+
 @pytest.mark.parametrize("key", [*STATES, "step"])
-def test_a_missing_state_is_refused_by_the_name_of_its_parameter(key: str):
-    refused(lambda checkpoint: checkpoint["state"][2].pop(key), f"parameter 2 ('last'): the checkpoint has no {key}")
+def test_a_missing_state_is_refused(key: str):
+    refused(lambda checkpoint: checkpoint["state"][2].pop(key), LAST, f'must have the key "{key}", got [')
 
 
 def test_a_checkpoint_of_adam_is_refused_with_the_remedy():
@@ -512,8 +520,8 @@ def test_a_checkpoint_of_adam_is_refused_with_the_remedy():
     adam = torch.optim.AdamW(params)
     train(adam, 1, 3)
     target = AdaMod(params)
-    text = "parameter 0: the checkpoint has no exp_avg_lr (is it Adam's?). Start AdaMod without it, or put "
-    with pytest.raises(ValueError, match="^" + re.escape(text)):
+    text = r'^state_dict\["state"\]\[0\] must have the key "exp_avg_lr", got .*\. If it is Adam\'s, start AdaMod '
+    with pytest.raises(ValueError, match=text):
         target.load_state_dict(adam.state_dict())
     assert not target.state
     assert target.param_groups[0]["weight_decay"] == 0  # AdamW's is 0.01
@@ -530,7 +538,7 @@ def test_a_checkpoint_of_sgd_is_refused():
     sgd = torch.optim.SGD(params, momentum=0.9)
     train(sgd, 1, 2)
     target = AdaMod(params)
-    with pytest.raises(ValueError, match=r"^parameter 0: the checkpoint has no "):
+    with pytest.raises(ValueError, match=r'^state_dict\["state"\]\[0\] must have the key "step"'):
         target.load_state_dict(sgd.state_dict())
     assert not target.state
 
@@ -538,54 +546,233 @@ def test_a_checkpoint_of_sgd_is_refused():
 @pytest.mark.parametrize("key", STATES)
 @pytest.mark.parametrize("shape", [(70, 71), (4900,), (70, 70, 1), ()])
 def test_a_state_of_another_shape_is_refused(key: str, shape: tuple[int, ...]):
-    text = f"parameter 2 ('last'): {key} in the checkpoint must have the shape (70, 70) of the parameter, got {shape}"
-    refused(lambda checkpoint: checkpoint["state"][2].update({key: torch.zeros(shape)}), text)
+    text = f"must have the shape (70, 70) of parameter 2 ('last'), got {shape}"
+    refused(lambda checkpoint: checkpoint["state"][2].update({key: torch.zeros(shape)}), f'{LAST}["{key}"]', text)
 
 
 @pytest.mark.parametrize("value", [None, 3.0, [0.0] * 5, "x"], ids=str)
 def test_a_state_that_is_no_tensor_is_refused(value: Any):
-    text = "parameter 2 ('last'): exp_avg in the checkpoint must have the shape (70, 70) of the parameter, got "
-    refused(lambda checkpoint: checkpoint["state"][2].update(exp_avg=value), text)
+    text = f"must be a tensor, got {value!r}"
+    refused(lambda checkpoint: checkpoint["state"][2].update(exp_avg=value), f'{LAST}["exp_avg"]', text)
 
 
-@pytest.mark.parametrize("step", [torch.zeros(2), torch.zeros(0), "3", [3]], ids=str)
-def test_a_step_that_is_no_number_is_refused(step: Any):
-    text = "parameter 2 ('last'): step in the checkpoint must be one number, got "
-    refused(lambda checkpoint: checkpoint["state"][2].update(step=step), text)
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (torch.zeros(70, 70, dtype=torch.int64), "must be dense and of one of float64, float32, bfloat16, float16, ui"),
+        (torch.zeros(70, 70, dtype=torch.complex64), "must be dense and of one of float64, float32, bfloat16, float16"),
+        (
+            torch.zeros(70, 70).to_sparse(),
+            "must be dense and of one of float64, float32, bfloat16, float16, uint8, got",
+        ),
+        (torch.zeros(70, 70, device="meta"), "must be a tensor with values, got one on the device meta"),
+    ],
+    ids=["int64", "complex", "sparse", "meta"],
+)
+@pytest.mark.parametrize("kind", [AdaMod, DiffMod])
+def test_a_state_of_another_kind_is_refused(kind: type, value: Tensor, text: str):
+    place = LAST + ("['exp_avg']" if value.is_meta else '["exp_avg"]')
+    refused(lambda checkpoint: checkpoint["state"][2].update(exp_avg=value), place, text, kind=kind)
+
+
+@pytest.mark.parametrize(
+    ("step", "text"),
+    [
+        (torch.zeros(2), "must be one real number, got shape (2,) of torch.float32"),
+        (torch.zeros(0), "must be one real number, got shape (0,)"),
+        ("3", "must be a number, got '3'"),
+        ([3], "must be a number, got [3]"),
+        (torch.tensor(torch.nan), "must be in [0, "),
+        (-1, "must be in [0, "),
+        (10**400, "must be in [0, "),
+    ],
+    ids=lambda x: str(x)[:20],
+)
+@pytest.mark.parametrize("kind", [AdaMod, DiffMod])
+def test_a_step_that_is_no_number_is_refused(kind: type, step: Any, text: str):
+    refused(lambda checkpoint: checkpoint["state"][2].update(step=step), f'{LAST}["step"]', text, kind=kind)
 
 
 @pytest.mark.parametrize("key", STATES)
 @pytest.mark.parametrize(
-    "scale", [None, torch.zeros(19, dtype=torch.int16), torch.zeros(21, dtype=torch.int16)], ids=str
+    ("scale", "text"),
+    [
+        (None, "must be a vector of int16, or of their bytes, beside 8-bit states, got None"),
+        (
+            torch.zeros(10),
+            "must be a vector of int16, or of their bytes, beside 8-bit states, got shape (10,) of torch.",
+        ),
+        (
+            torch.zeros(19, dtype=torch.int16),
+            "must have 20 scales, one per 256 elements of this shard of parameter 2 (",
+        ),
+        (
+            torch.zeros(42, dtype=torch.uint8),
+            "must have 20 scales, one per 256 elements of this shard of parameter 2 (",
+        ),
+    ],
+    ids=["none", "float32", "19", "21 as bytes"],
 )
 @pytest.mark.parametrize("state_dtype", ["int8", None])
-def test_8_bit_states_without_their_scales_are_refused(key: str, scale: Any, state_dtype: Any):
+def test_8_bit_states_without_their_scales_are_refused(key: str, scale: Any, text: str, state_dtype: Any):
     """4900 elements are 20 blocks. The receiver may as well be one of float32, which decodes them."""
 
     def change(checkpoint: dict[str, Any]) -> None:
         checkpoint["state"][2][key] = torch.zeros(70, 70, dtype=torch.uint8)
         checkpoint["state"][2][f"{key}_scale"] = scale
 
-    given = 0 if scale is None else len(scale)
-    text = (
-        f"parameter 2 ('last'): the 8-bit {key} in the checkpoint needs 20 scales, one per 256 elements of this shard"
-    )
-    refused(change, f"{text}, got {given}; gather the checkpoint with full_state_dict=True", state_dtype)
+    refused(change, f'{LAST}["{key}_scale"]', text, state_dtype)
 
 
 @pytest.mark.parametrize("option", [{"weight_decouple": False}, {"fixed_decay": True}, {"adam_debias": True}], ids=str)
 def test_settings_that_adamod_does_not_have_are_refused(option: dict[str, bool]):
     [(name, value)] = option.items()
-    text = f"the checkpoint was made with {name}={value}, which AdaMod does not have"
-    refused(lambda checkpoint: checkpoint["param_groups"][1].update(option), text)
+    text = f"must be {not value}, got {value}"
+    refused(lambda checkpoint: checkpoint["param_groups"][1].update(option), f'["param_groups"][1]["{name}"]', text)
 
 
-def test_groups_that_do_not_match_are_refused_in_torchs_words():
-    refused(
-        lambda checkpoint: checkpoint["param_groups"].pop(),
-        "loaded state dict has a different number of parameter groups",
-    )
-    refused(
-        lambda checkpoint: checkpoint["param_groups"][1]["params"].append(3),
-        "loaded state dict contains a parameter group that doesn't match the size of optimizer's group",
-    )
+PAIR = torch.tensor([0.1, 0.2])
+OPTIONS = [
+    ("lr", PAIR, "must be one real number, got shape (2,) of torch.float32"),
+    ("lr", "0.1", "must be a number, got '0.1'"),
+    ("lr", None, "must be a number, got None"),
+    ("lr", torch.nan, "must be finite and at least 0, got nan"),
+    ("lr", torch.tensor(-1.0), "must be finite and at least 0, got -1.0"),
+    ("lr", True, "must be a number, got True"),
+    ("eps", PAIR, "must be one real number, got shape (2,) of torch.float32"),
+    ("eps", "x", "must be a number, got 'x'"),
+    ("weight_decay", PAIR, "must be one real number, got shape (2,) of torch.float32"),
+    ("weight_decay", -0.1, "must be finite and at least 0, got -0.1"),
+    ("beta3", PAIR, "must be one real number, got shape (2,) of torch.float32"),
+    ("beta3", 1, "must be in [0, 1), got 1"),
+    ("betas", 0.9, "must be a tuple of numbers, got 0.9"),
+    ("betas", (0.9,), "must have 2"),
+    ("maximize", 1, "must be False or True, got 1"),
+    ("foreach", "yes", "must be None or False or True, got 'yes'"),
+]
+OF_ADAMOD = [
+    ("variant", "adam", "must be 'code' or 'paper', got 'adam'"),
+    ("variant", ["code"], "must be 'code' or 'paper', got ['code']"),
+    ("seed", 0.5, "must be an integer or None, got 0.5"),
+    ("seed", 2**63, "must be between -2**62 and 2**62, got 9223372036854775808"),
+    ("capturable", None, "must be False or True, got None"),
+    ("fused", 0, "must be None or False or True, got 0"),
+    ("skip_unseen", "", "must be False or True, got ''"),
+]
+OF_DIFFMOD = [
+    ("version", 3, "must be 0 or 1 or 2, got 3"),
+    ("len_memory", 0.5, "must be finite and at least 1, got 0.5"),
+    ("average_step", None, "must be False or True, got None"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "value", "text"),
+    [*((kind, *case) for kind in (AdaMod, DiffMod) for case in OPTIONS),
+     *((AdaMod, *case) for case in OF_ADAMOD), *((DiffMod, *case) for case in OF_DIFFMOD)],
+    ids=str,
+)  # fmt: skip
+def test_an_option_out_of_its_range_is_refused(kind: type, option: str, value: Any, text: str):
+    def change(checkpoint: dict[str, Any]) -> None:
+        checkpoint["param_groups"][1][option] = value
+
+    refused(change, f'["param_groups"][1]["{option}"]', text, kind=kind)
+
+
+def replaced(*path: Any, by: Any) -> Callable[[dict[str, Any]], None]:
+    def change(tree: Any) -> None:
+        *others, last = path
+        for key in others:
+            tree = tree[key]
+        tree[last] = by
+
+    return change
+
+
+TREES = [
+    (lambda tree: tree.pop("state"), "", "must have the key \"state\", got ['param_groups']"),
+    (lambda tree: tree.pop("param_groups"), "", "must have the key \"param_groups\", got ['state']"),
+    (replaced("state", by=[]), '["state"]', "must be a dict, got []"),
+    (replaced("state", 2, by=3), LAST, "must be a dict, got 3"),
+    (replaced("param_groups", by={}), '["param_groups"]', "must be a list, got {}"),
+    (replaced("param_groups", 1, by=None), '["param_groups"][1]', "must be a dict, got None"),
+    (
+        lambda tree: tree["param_groups"].pop(),
+        '["param_groups"]',
+        "must have as many groups as the optimizer, 2, got 1",
+    ),
+    (lambda tree: tree["param_groups"][1].pop("params"), '["param_groups"][1]', 'must have the key "params", got ['),
+    (replaced("param_groups", 1, "params", by=2), '["param_groups"][1]["params"]', "must be a list, got 2"),
+    (
+        replaced("param_groups", 1, "params", 0, by=[]),
+        '["param_groups"][1]["params"][0]',
+        "must be an integer or a nam",
+    ),
+    (
+        lambda tree: tree["param_groups"][1]["params"].append(3),
+        '["param_groups"][1]["params"]',
+        "must have as many entries as the optimizer's group has parameters, 1, got 2",
+    ),
+    (
+        replaced("param_groups", 1, "param_names", by=["a", "b"]),
+        '["param_groups"][1]["param_names"]',
+        "must have as many",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "place", "text"), TREES, ids=[f"{case[1]} {case[2]}" for case in TREES])
+@pytest.mark.parametrize("kind", [AdaMod, DiffMod])
+def test_a_tree_that_is_no_checkpoint_is_refused(kind: type, change: Any, place: str, text: str):
+    refused(change, place, text, kind=kind)
+
+
+@pytest.mark.parametrize("kind", [AdaMod, DiffMod])
+@pytest.mark.parametrize("tree", [None, 3, [], "x"], ids=str)
+def test_what_is_no_dict_is_refused(kind: type, tree: Any):
+    with pytest.raises(TypeError, match="^state_dict must be a dict, got " + re.escape(repr(tree))):
+        two_groups(kind, 1).load_state_dict(tree)
+
+
+JUNK = st.sampled_from(
+    [None, True, -1, 7, 2.5, torch.nan, torch.inf, 10**400, "x", "", (), [], {}, {"x": 1}, (0.9, 0.9), [0.1, 2]]
+    + [torch.zeros(()), torch.zeros(2), torch.zeros(70, 70), torch.full((5,), torch.nan), torch.zeros(5, device="meta")]
+    + [torch.zeros(70, 70, dtype=dtype) for dtype in (torch.uint8, torch.int64, torch.bool, torch.complex64)]
+    + [torch.zeros(20, dtype=torch.int16), torch.eye(70).to_sparse(), object()]
+)  # fmt: skip
+
+
+def places(tree: Any) -> list[tuple[Any, Any]]:
+    """Every branch of a tree of dicts and lists: what holds it, and its key there."""
+    found = []
+    for key, x in list(tree.items() if isinstance(tree, dict) else enumerate(tree)):
+        found.append((tree, key))
+        if isinstance(x, dict | list):
+            found += places(x)
+    return found
+
+
+@pytest.mark.parametrize("kind", [AdaMod, DiffMod])
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_spoilt_checkpoint_is_refused_by_a_place_or_loaded_whole(kind: type, data: st.DataObject):
+    """Whatever is loaded can be stepped with, and saved and loaded again."""
+    target = two_groups(kind, 1)
+    checkpoint = copy.deepcopy(two_groups(kind, 2).state_dict())
+    holder, key = data.draw(st.sampled_from(places(checkpoint)), label="place")
+    if isinstance(holder, dict) and data.draw(st.booleans(), label="is missing"):
+        del holder[key]
+    else:
+        holder[key] = data.draw(JUNK, label="value")
+    before = contents(target)
+    refusal = None
+    try:
+        target.load_state_dict(checkpoint)
+    except (ValueError, TypeError) as error:
+        refusal = str(error)
+    if refusal is None:
+        train(target, 3, 3)
+        two_groups(kind, 0).load_state_dict(saved(target.state_dict()))
+    else:
+        assert refusal.startswith("state_dict")
+        assert_unchanged(target, before)

@@ -558,8 +558,8 @@ def test_state_dicts_move_between_shards_and_one_process(results: Any, state_dty
 def test_8_bit_states_whose_blocks_do_not_fit_the_shards_are_refused(results: Any):
     for result in results("shards_that_do_not_fit"):
         assert result["text"] == (
-            "parameter 0: the 8-bit exp_avg in the checkpoint needs 16 scales, one per 256 elements of this shard, got "
-            "32; gather the checkpoint with full_state_dict=True before it is loaded on other shards"
+            'state_dict["state"][0]["exp_avg_scale"] must have 16 scales, one per 256 elements of this shard of '
+            "parameter 0, got 32; gather the checkpoint with full_state_dict=True before it is loaded on other shards"
         )
         assert_equal(result["after"], result["before"])
 

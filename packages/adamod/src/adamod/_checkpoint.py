@@ -4,20 +4,38 @@ from __future__ import annotations
 
 from collections import defaultdict
 from copy import deepcopy
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from . import _state
-from ._reference import BLOCK
+from . import _saved, _state
+from .functional import VARIANTS
 
 if TYPE_CHECKING:
     from .optimizer import AdaMod
 
 _FOREIGN = ("step", "weight_decouple", "fixed_decay", "adam_debias")  # group options of `pytorch_optimizer`
-_UNSUPPORTED = {"weight_decouple": False, "fixed_decay": True, "adam_debias": True}
+_OPTIONS: dict[str, _saved.Check] = {
+    "lr": _saved.check_number,
+    "betas": partial(_saved.check_betas, sizes=(2, 3)),  # `pytorch_optimizer` has beta3 there
+    "beta3": _saved.decay,
+    "eps": _saved.check_number,
+    "weight_decay": _saved.check_number,
+    "variant": partial(_saved.check_choice, choices=VARIANTS),
+    "seed": _saved.check_seed,
+    **dict.fromkeys(("bounded_decay", "skip_unseen", "maximize", "capturable", "differentiable"), _saved.flag),
+    **dict.fromkeys(("foreach", "fused"), _saved.optional_flag),
+    # Settings of `pytorch_optimizer` of which AdaMod has but one.
+    "weight_decouple": partial(_saved.check_choice, choices=(True,)),
+    "fixed_decay": partial(_saved.check_choice, choices=(False,)),
+    "adam_debias": partial(_saved.check_choice, choices=(False,)),
+}
+_ADAMS = (
+    ". If it is Adam's, start AdaMod without it, or put lr / (exp_avg_sq.sqrt() + eps) into its states as exp_avg_lr"
+)
 
 
 def portable(state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -46,27 +64,17 @@ def portable(state_dict: dict[str, Any]) -> dict[str, Any]:
 def convert(optimizer: AdaMod, state_dict: dict[str, Any]) -> tuple[dict[Any, Any], list[dict[str, Any]]]:
     """The states, by parameter, and the groups that `optimizer` takes from a checkpoint; neither is changed."""
     groups = optimizer.param_groups
+    _saved.check(state_dict, groups, _OPTIONS, _state.KEYS, {"exp_avg_lr": _ADAMS})
     saved_groups = deepcopy(state_dict["param_groups"])
-    if len(groups) != len(saved_groups):
-        raise ValueError("loaded state dict has a different number of parameter groups")
-    if any(len(g["params"]) != len(s["params"]) for g, s in zip(groups, saved_groups, strict=True)):
-        raise ValueError(
-            "loaded state dict contains a parameter group that doesn't match the size of optimizer's group"
-        )
-
     state: defaultdict[Any, Any] = defaultdict(dict)
     saved_state = state_dict["state"]
     known = set(chain.from_iterable(saved["params"] for saved in saved_groups))
-    place = 0
-    for group, saved in zip(groups, saved_groups, strict=True):
+    for k, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
         group_step = _adopt_group(group, saved)
+        _saved.check_together(f'state_dict["param_groups"][{k}]', optimizer._check_group, saved)
         for p, saved_id in zip(group["params"], saved["params"], strict=True):
-            name = f"parameter {place}"
-            if "param_names" in group:
-                name += f" ({group['param_names'][place_in(group, p)]!r})"
             if saved_state.get(saved_id):
-                state[p] = _convert_state(p, name, saved, saved_state[saved_id], group_step)
-            place += 1
+                state[p] = _convert_state(p, saved, saved_state[saved_id], group_step)
         saved["params"] = group["params"]
     for key, value in saved_state.items():
         if key not in known:
@@ -74,15 +82,8 @@ def convert(optimizer: AdaMod, state_dict: dict[str, Any]) -> tuple[dict[Any, An
     return state, saved_groups
 
 
-def place_in(group: dict[str, Any], p: Tensor) -> int:
-    return next(i for i, other in enumerate(group["params"]) if other is p)
-
-
 def _adopt_group(group: dict[str, Any], saved: dict[str, Any]) -> Any:
     """Complete a saved group by this optimizer's options, in place; returns the step that the group as a whole has."""
-    for option, value in _UNSUPPORTED.items():
-        if saved.get(option) is value:
-            raise ValueError(f"the checkpoint was made with {option}={value}, which AdaMod does not have")
     step = saved.get("step")
     for option in _FOREIGN:
         saved.pop(option, None)
@@ -96,50 +97,16 @@ def _adopt_group(group: dict[str, Any], saved: dict[str, Any]) -> Any:
     return step
 
 
-def _convert_state(
-    p: Tensor, name: str, group: dict[str, Any], saved: dict[str, Any], group_step: Any
-) -> dict[str, Any]:
+def _convert_state(p: Tensor, group: dict[str, Any], saved: dict[str, Any], group_step: Any) -> dict[str, Any]:
     step = saved.get("step", group_step)
-    if step is None:
-        raise ValueError(f"{name}: the checkpoint has no step")
-    if not isinstance(step, (int, float, Tensor)) or (isinstance(step, Tensor) and step.numel() != 1):
-        raise ValueError(f"{name}: step in the checkpoint must be one number, got {step!r}")
     if isinstance(step, Tensor):
         step = step.detach().clone().reshape(())
         if group["capturable"] or group["fused"]:
             step = step.to(_state.local(p).device, torch.float32)
     state: dict[str, Any] = {"step": step}
     for key in _state.KEYS:
-        if key not in saved:
-            raise ValueError(
-                f"{name}: the checkpoint has no {key} (is it Adam's?). Start AdaMod without it, or put "
-                "lr / (exp_avg_sq.sqrt() + eps) into its states as exp_avg_lr"
-                if key == "exp_avg_lr"
-                else f"{name}: the checkpoint has no {key}"
-            )
-        _check_shape(p, name, key, saved)
         state.update(_state.converted(p, group, saved, key))
     for key, value in saved.items():
         if key not in state and not key.endswith("_scale"):
             state[key] = value.to(p.device) if isinstance(value, Tensor) else deepcopy(value)
     return state
-
-
-def _check_shape(p: Tensor, name: str, key: str, saved: dict[str, Any]) -> None:
-    x = saved[key]
-    shapes = [p.shape, torch.Size((*p.shape, 2))] if p.is_complex() else [p.shape]
-    if not isinstance(x, Tensor) or x.shape not in shapes:
-        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(
-            f"{name}: {key} in the checkpoint must have the shape {tuple(p.shape)} of the parameter, got {got}"
-        )
-    if x.dtype != torch.uint8:
-        return
-    scale = saved.get(key + "_scale")
-    blocks = -(-_state.local(x).numel() // BLOCK)
-    scales = _state.local(scale).nbytes / 2 if isinstance(scale, Tensor) and scale.ndim == 1 else 0
-    if scales != blocks:
-        raise ValueError(
-            f"{name}: the 8-bit {key} in the checkpoint needs {blocks} scales, one per {BLOCK} elements of this shard, "
-            f"got {scales:g}; gather the checkpoint with full_state_dict=True before it is loaded on other shards"
-        )

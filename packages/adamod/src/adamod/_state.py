@@ -23,6 +23,11 @@ StateDtype: TypeAlias = "torch.dtype | str | dict[str, torch.dtype | str | None]
 KEYS = ("exp_avg", "exp_avg_sq", "exp_avg_lr")
 ALLOWED = (None, torch.float32, torch.bfloat16, "int8")
 INT8_FROM = 4096  # elements; smaller tensors keep float32
+DTYPES = (
+    *(torch.float64, torch.float32, torch.bfloat16, torch.float16),
+    *(torch.complex128, torch.complex64, torch.complex32),
+)
+"""Those of parameters that can be stepped."""
 
 
 # --- sharded tensors ------------------------------------------------------------------------------------------------
@@ -108,6 +113,22 @@ def check_params(group: Mapping[str, Any], first: int) -> None:
                 f"parameter {first + k} has elements that share memory (shape {tuple(p.shape)}, strides "
                 f"{local(p).stride()}); pass a clone"
             )
+
+
+def check_gradients(group: Mapping[str, Any], first: int, optimizer: str) -> None:
+    """Refuse what has a gradient and cannot be stepped; parameters without one may be of any kind."""
+    names = group.get("param_names") or [None] * len(group["params"])
+    for k, (p, name) in enumerate(zip(group["params"], names, strict=True), first):
+        if p.grad is None:
+            continue
+        what = f"parameter {k}" if name is None else f"parameter {k} ({name!r})"
+        if p.grad.layout is not torch.strided:
+            raise RuntimeError(
+                f"{optimizer} does not support sparse gradients: that of {what} must be strided, got {p.grad.layout}"
+            )
+        if p.dtype not in DTYPES:
+            dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            raise RuntimeError(f"{what} must be of one of {dtypes} to be stepped, got {p.dtype}")
 
 
 def _shares_memory(p: Tensor) -> bool:

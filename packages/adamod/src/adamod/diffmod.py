@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, overload
 
@@ -10,7 +12,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable imports the compiler at once
 from torch.optim.optimizer import Optimizer, _get_scalar_dtype, _use_grad_for_differentiable
 
-from . import _foreach, _reference, _state, functional
+from . import _foreach, _reference, _saved, _state, functional
 from ._reference import Options, Tensors
 from .optimizer import check_options
 
@@ -24,6 +26,17 @@ if TYPE_CHECKING:
 __all__ = ["DiffMod"]
 
 _KEYS = ("exp_avg", "exp_avg_sq", "exp_avg_lr", "previous_grad")
+_OPTIONS: dict[str, _saved.Check] = {
+    "lr": _saved.check_number,
+    "betas": _saved.check_betas,
+    "len_memory": partial(_saved.check_number, least=1),
+    "version": partial(_saved.check_choice, choices=(0, 1, 2)),
+    "eps": _saved.check_number,
+    "weight_decay": _saved.check_number,
+    "beta3": lambda place, x: None if x is None else _saved.decay(place, x),
+    **dict.fromkeys(("average_step", "maximize", "differentiable"), _saved.flag),
+    "foreach": _saved.optional_flag,
+}
 
 
 class DiffMod(Optimizer):
@@ -51,7 +64,7 @@ class DiffMod(Optimizer):
     a half for ever; here it is a copy.
 
     Raises:
-        ValueError: an option out of its range. RuntimeError: a sparse gradient.
+        ValueError: an option out of its range. RuntimeError: a sparse gradient, or one of a parameter of integers.
 
     Example:
         >>> model = torch.nn.Linear(3, 1)
@@ -112,9 +125,26 @@ class DiffMod(Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a checkpoint as torch's optimizers do, but leave the states of 16-bit parameters in float32."""
+        """Load a checkpoint as torch's optimizers do, but leave the states of 16-bit parameters in float32.
+
+        Options that are missing stay as they are here.
+
+        Raises:
+            ValueError, TypeError: it is none of this class. The message names the place. Nothing has changed then.
+        """
+        _saved.check_type("state_dict", state_dict, Mapping, "a dict")
         read: dict[str, Any] = {}
-        hook = self.register_load_state_dict_pre_hook(lambda _, given: read.update(given))  # behind all other hooks
+
+        def complete(_: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
+            _saved.check(given, self.param_groups, _OPTIONS, _KEYS)
+            pairs = zip(self.param_groups, given["param_groups"], strict=True)
+            groups = [{**group, **saved} for group, saved in pairs]
+            for k, group in enumerate(groups):
+                _saved.check_together(f'state_dict["param_groups"][{k}]', _check, group)
+            read.update(given, param_groups=groups)
+            return read
+
+        hook = self.register_load_state_dict_pre_hook(complete)  # behind all other hooks
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -157,10 +187,11 @@ class DiffMod(Optimizer):
 
     @_disable_dynamo
     def _collect(self) -> list[tuple[dict[str, Any], list[Tensor]]]:
+        first = 0
+        for group in self.param_groups:
+            _state.check_gradients(group, first, "DiffMod")
+            first += len(group["params"])
         batches = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
-        for _, params in batches:
-            if any(p.grad is not None and p.grad.is_sparse for p in params):
-                raise RuntimeError("DiffMod does not support sparse gradients")
         for _, params in batches:
             for p in params:
                 if not self.state[p]:
@@ -171,7 +202,7 @@ class DiffMod(Optimizer):
         return [batch for batch in batches if batch[1]]
 
 
-def _check(group: dict[str, Any]) -> None:
+def _check(group: Mapping[str, Any]) -> None:
     if group["version"] not in (0, 1, 2):
         raise ValueError(f"version must be 0, 1 or 2, got {group['version']!r}")
     if not group["len_memory"] >= 1:
@@ -179,7 +210,7 @@ def _check(group: dict[str, Any]) -> None:
     check_options({**group, "beta3": _beta3(group)})
 
 
-def _beta3(group: dict[str, Any]) -> Scalar:
+def _beta3(group: Mapping[str, Any]) -> Scalar:
     beta3: Scalar | None = group["beta3"]
     return 1 - 1 / float(group["len_memory"]) if beta3 is None else beta3
 

@@ -11,6 +11,7 @@ from torch.optim.optimizer import _default_to_fused_or_foreach
 
 from . import _foreach, _ops, _reference
 from ._reference import Options, Tensors
+from ._state import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,16 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["adamod"]
 
 VARIANTS = ("code", "paper")
-_DTYPES = frozenset(
-    {torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex128, torch.complex64, torch.complex32}
-)
 
 
 def serves(param: Tensor) -> bool:
     """Whether a kernel of the operator can step this (local) parameter."""
     return (
         param.device.type in _ops.KERNELS
-        and param.dtype in _DTYPES
+        and param.dtype in DTYPES
         and param.layout is torch.strided
         and type(param) in (Tensor, torch.nn.Parameter)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
@@ -12,12 +13,12 @@ from torch._compile import _disable_dynamo  # torch.compiler.disable imports the
 from torch.autograd.graph import increment_version
 from torch.optim.optimizer import Optimizer, _get_scalar_dtype, _use_grad_for_differentiable
 
-from . import _checkpoint, _foreach, _ops, _state, functional
+from . import _checkpoint, _foreach, _ops, _saved, _state, functional
 from ._reference import Options, Tensors
 from .statistics import BoundStats, recount, summarise
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from torch.optim.optimizer import ParamsT
 
@@ -67,6 +68,7 @@ class _Plan:
     params: list[Tensor]
     path: str
     parts: list[_Part]
+    fit: bool  # all of them, to be stepped
     unserved: bool  # by the operator, although it was asked for
     has_complex: bool
     sharded: bool
@@ -123,8 +125,9 @@ class AdaMod(Optimizer):
 
     Raises:
         ValueError, TypeError: an option out of its range, or a parameter whose elements share memory.
-        RuntimeError: ``fused`` with ``foreach`` or ``differentiable``; at a step, a sparse gradient, or ``fused=True``
-            on a device without a kernel. After an error nothing has changed, in no group.
+        RuntimeError: ``fused`` with ``foreach`` or ``differentiable``; at a step, a sparse gradient, one of a
+            parameter of integers, or ``fused=True`` on a device without a kernel. After an error nothing has changed,
+            in no group.
 
     Example:
         >>> model = torch.nn.Linear(3, 1)
@@ -274,6 +277,7 @@ class AdaMod(Optimizer):
             params=list(params),
             path=path,
             parts=list(parts.values()),
+            fit=all(p.dtype in _state.DTYPES for p in params),
             unserved=path == "fused" and not all(map(functional.serves, locals_)),
             has_complex=any(p.is_complex() for p in params),
             sharded=any(map(_state.sharding, params)),
@@ -332,8 +336,8 @@ class AdaMod(Optimizer):
         if type(None) in set(map(type, grads)):
             alive = [k for k, grad in enumerate(grads) if grad is not None]
             params, states, places, grads = ([xs[k] for k in alive] for xs in (params, states, places, grads))  # type: ignore[assignment]
-        if not {torch.strided}.issuperset(map(_LAYOUT, grads)):
-            raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+        if not (plan.fit and {torch.strided}.issuperset(map(_LAYOUT, grads))):
+            _state.check_gradients(group, plan.key[0], type(self).__name__)
         for p in params if plan.unserved else ():
             if not functional.serves(_state.local(p)):
                 raise RuntimeError(
@@ -519,17 +523,17 @@ class AdaMod(Optimizer):
             state_dict: what `state_dict()` of one of these optimizers returned.
 
         Raises:
-            ValueError: groups or shapes that do not match, states that are missing (Adam's checkpoints have no
-                exp_avg_lr), or settings of `pytorch_optimizer` that AdaMod does not have. Nothing has changed then.
+            ValueError, TypeError: it is no such checkpoint: groups or shapes that do not match, states that are missing
+                (Adam's checkpoints have no exp_avg_lr), options out of their range, or settings of `pytorch_optimizer`
+                that AdaMod does not have. The message names the place. Nothing has changed then.
         """
+        _saved.check_type("state_dict", state_dict, Mapping, "a dict")
         state_dict = state_dict.copy()
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             replaced = pre_hook(self, state_dict)
             if replaced is not None:
                 state_dict = replaced
         state, param_groups = _checkpoint.convert(self, state_dict)
-        for group in param_groups:
-            self._check_group({**self.defaults, **group})
         self.__setstate__({"state": state, "param_groups": param_groups})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
