@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate
@@ -1017,3 +1019,140 @@ def test_a_scaler_and_a_watched_module_are_what_they_are_called() -> None:
         optimizer.first_step(scaler=3)
     with pytest.raises(TypeError, match=r"module must be an nn.Module, got 3"):
         optimizer.watch(3)
+
+
+def replaced(*path: Any, by: Any) -> Callable[[dict[str, Any]], None]:
+    def change(tree: Any) -> None:
+        *others, last = path
+        for key in others:
+            tree = tree[key]
+        tree[last] = by
+
+    return change
+
+
+GROUP = '["param_groups"][1]'
+DAMAGES = [
+    (lambda tree: tree.pop("state"), "", 'must have the key "state", got '),
+    (lambda tree: tree.pop("param_groups"), "", 'must have the key "param_groups", got '),
+    (replaced("state", by=3), '["state"]', "must be a dict, got 3"),
+    (replaced("state", 2, by=[]), '["state"][2]', "must be a dict, got []"),
+    (replaced("param_groups", by={}), '["param_groups"]', "must be a list, got {}"),
+    (replaced("param_groups", 1, by=None), GROUP, "must be a dict, got None"),
+    (lambda tree: tree["param_groups"].pop(), '["param_groups"]', "must have as many groups as the optimizer, 2, g"),
+    (lambda tree: tree["param_groups"][1].pop("params"), GROUP, 'must have the key "params", got '),
+    (replaced("param_groups", 1, "params", by=[]), f'{GROUP}["params"]', "must have as many entries as the optim"),
+    (replaced("param_groups", 1, "params", 0, by=None), f'{GROUP}["params"][0]', "must be an integer or a name, got N"),
+    (replaced("param_groups", 1, "lr", by=torch.ones(2)), f'{GROUP}["lr"]', "must be one real number, got shape (2,)"),
+    (replaced("param_groups", 1, "lr", by="x"), f'{GROUP}["lr"]', "must be a number, got 'x'"),
+    (replaced("param_groups", 1, "lr", by=math.nan), f'{GROUP}["lr"]', "must be a number that a float holds, got nan"),
+    (replaced("param_groups", 1, "lr", by=-1.0), f'{GROUP}["lr"]', "must be an option of Adam, got -1.0: Invalid"),
+    (replaced("param_groups", 1, "betas", by=(0.9, 1)), f'{GROUP}["betas"]', "must be an option of Adam, got (0.9, 1)"),
+    (replaced("param_groups", 1, "betas", by=(0.9,)), f'{GROUP}["betas"]', "must have 2 entries, got 1"),
+    (replaced("param_groups", 1, "amsgrad", by=1), f'{GROUP}["amsgrad"]', "must be True or False, got 1"),
+    (replaced("param_groups", 1, "rho", by=-1), f'{GROUP}["rho"]', "must be finite and non-negative, got -1"),
+    (lambda tree: tree["state"][2].pop("step"), '["state"][2]', 'must have the key "step", got '),
+    (replaced("state", 2, "step", by=torch.ones(2)), '["state"][2]["step"]', "must be one real number, got shape (2,)"),
+    (replaced("state", 2, "step", by=-1), '["state"][2]["step"]', "must be non-negative, got -1"),
+    (replaced("state", 2, "exp_avg", by=None), '["state"][2]["exp_avg"]', "must be a tensor, got None"),
+    (
+        replaced("state", 2, "exp_avg", by=torch.ones(3)),
+        '["state"][2]["exp_avg"]',
+        "must have the shape (2, 2) of parameter 2, got (3,)",
+    ),
+    (
+        replaced("state", 2, "exp_avg", by=torch.ones(2, 2, dtype=torch.int64)),
+        '["state"][2]["exp_avg"]',
+        "must be dense and of floating point, got torch.int64",
+    ),
+    (
+        replaced("state", 2, "exp_avg", by=torch.ones(2, 2, device="meta")),
+        '["state"][2]["exp_avg"]',
+        "must be a tensor with values, got one on the device meta",
+    ),
+]  # fmt: skip
+
+
+def over_two_groups(kind: type[torch.optim.Optimizer], steps: int) -> GASAM:
+    a, b, c = params = parameters((3,), (2,), (2, 2))
+    optimizer = GASAM([{"params": [a, b]}, {"params": [c]}], kind, lr=0.1)
+    for t in range(steps):
+        optimizer.step(lambda t=t: fill(params, t))
+    return optimizer
+
+
+@pytest.mark.parametrize(("damage", "place", "rule"), DAMAGES, ids=[f"{case[1]} {case[2]}" for case in DAMAGES])
+def test_what_is_no_checkpoint_of_the_base_is_refused_by_its_place(damage: Any, place: str, rule: str) -> None:
+    optimizer, saved = over_two_groups(torch.optim.Adam, 1), over_two_groups(torch.optim.Adam, 2).state_dict()
+    saved = copy.deepcopy(saved)
+    damage(saved)
+    before = contents(optimizer)
+    with pytest.raises((ValueError, TypeError), match="^" + re.escape(f"state_dict{place} {rule}")):
+        optimizer.load_state_dict(saved)
+    assert contents(optimizer) == before
+
+
+def test_what_the_base_refuses_at_last_leaves_it_as_it_was() -> None:
+    class Late(SGD):
+        def __setstate__(self, state: dict[str, Any]) -> None:
+            super().__setstate__(state)
+            raise KeyError("late")
+
+    optimizer = over_two_groups(Late, 1)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"][0]["lr"] = 0.9
+    before = contents(optimizer)
+    with refused(ValueError, "state_dict must be a checkpoint of Late, which misses 'late'"):
+        optimizer.load_state_dict(saved)
+    assert contents(optimizer) == before
+
+
+def places(tree: Any) -> list[tuple[Any, Any]]:
+    """Every branch of a tree of dicts and lists: what holds it, and its key there."""
+    found = []
+    for key, x in list(tree.items() if isinstance(tree, dict) else enumerate(tree)):
+        found.append((tree, key))
+        if isinstance(x, dict | list):
+            found += places(x)
+    return found
+
+
+JUNK = st.sampled_from(
+    [None, True, -1, 7, 2.5, math.nan, 10**400, "x", (), [], {}, {"x": 1}, (0.9, 0.9), [0.1, 2], object()]
+    + [torch.zeros(()), torch.zeros(2), torch.zeros(2, 2), torch.zeros(3, device="meta"), torch.eye(2).to_sparse()]
+    + [torch.zeros(2, 2, dtype=dtype) for dtype in (torch.int64, torch.bool, torch.complex64)]
+)
+
+
+@pytest.mark.parametrize("kind", [SGD, torch.optim.Adam, torch.optim.RMSprop])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_spoilt_checkpoint_is_refused_by_a_place_or_loaded(kind: type[torch.optim.Optimizer], data: Any) -> None:
+    optimizer, saved = over_two_groups(kind, 1), copy.deepcopy(over_two_groups(kind, 2).state_dict())
+    holder, key = data.draw(st.sampled_from(places(saved)), label="place")
+    if isinstance(holder, dict) and data.draw(st.booleans(), label="is missing"):
+        del holder[key]
+    else:
+        holder[key] = data.draw(JUNK, label="value")
+    before, refusal = contents(optimizer), None
+    try:
+        optimizer.load_state_dict(saved)
+    except (ValueError, TypeError) as error:
+        refusal = str(error)
+    if refusal is not None:
+        assert refusal.startswith("state_dict")
+        assert contents(optimizer) == before
+
+
+def test_a_gradient_of_a_parameter_of_integers_is_refused_by_its_name() -> None:
+    [weight], codes = parameters((3,)), torch.zeros(3, dtype=torch.int64)
+    optimizer = GASAM([("weight", weight), ("codes", codes)], SGD, lr=0.1)
+    optimizer.step(lambda: fill([weight]))
+    fill([weight])
+    codes.grad = torch.ones_like(codes)
+    before = contents(optimizer)
+    with refused(
+        RuntimeError, "parameter 'codes' must be of float32, float64, bfloat16 or float16 to have a gradient, "
+    ):
+        optimizer.first_step()
+    assert contents(optimizer) == before

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._saved import check_tensor
 from ._segments import local
 from .optimizer import GASAM
 
@@ -54,15 +55,14 @@ class Remembering(GASAM):
         return {self._name: {k: self._remembered[p] for k, p in enumerate(params) if p in self._remembered}}
 
     def _check_tensors(self, tensors: dict[str, Any]) -> None:
-        saved = tensors.get(self._name, {})
+        place = f"state_dict['gasam']['{self._name}']"
+        saved, params = tensors.get(self._name, {}), dict(enumerate(self._numbered()))
         if not isinstance(saved, dict):
-            raise TypeError(f"state_dict['gasam']['{self._name}'] must be a dict, got {saved!r}")
-        shapes = dict(enumerate(tuple(p.shape) for p in self._numbered()))
+            raise TypeError(f"{place} must be a dict, got {saved!r}")
         for k, x in saved.items():
-            if tuple(x.shape) != shapes.get(k):
-                raise ValueError(
-                    f"{self._name} of parameter {k} must have its shape, {shapes.get(k)}, got {tuple(x.shape)}"
-                )
+            if k not in params:
+                raise ValueError(f"{place} must have the numbers of parameters, below {len(params)}, got {k!r}")
+            check_tensor(f"{place}[{k}]", x, params[k], f"parameter {k}")
 
     def _load_tensors(self, tensors: dict[str, Any]) -> None:
         params = self._numbered()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from . import _validation
+from . import _saved, _validation
 from ._perturbing import Perturbing
 from ._segments import Memory
 
@@ -73,22 +74,31 @@ class Saving(Perturbing):
 
         Raises:
             RuntimeError: the weights are perturbed.
-            ValueError, TypeError: groups that do not match, or a `rho` out of its range.
+            ValueError, TypeError: it is no such checkpoint: groups, states or options that do not match. The message
+                names the place, and nothing has changed.
         """
         self._refuse("load_state_dict()")
+        _saved.check_type("state_dict", state_dict, Mapping, "a dict")
         state_dict = state_dict.copy()
-        for before in self._optimizer_load_state_dict_pre_hooks.values():
-            replaced = before(self, state_dict)
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            replaced = hook(self, state_dict)
             state_dict = state_dict if replaced is None else replaced
+        _saved.check(state_dict, self.base_optimizer, self._radius)
         own = state_dict.pop("gasam", {})
         _validation.check_saved(own)
         own = dict(own)
-        for group in state_dict["param_groups"]:
-            _validation.check_number("rho", group.get(self._radius, 0.0), 0)
         rho = [group[self._radius] for group in self.param_groups]
         step = int(own.pop("step", 0))
         self._check_tensors(own)
-        self.base_optimizer.load_state_dict(state_dict)
+        before = {"state": self.state, "param_groups": self.param_groups}
+        try:
+            self.base_optimizer.load_state_dict(state_dict)
+        except BaseException as error:
+            self.base_optimizer.__dict__.update(before)
+            if isinstance(error, LookupError | AttributeError):
+                kind = type(self.base_optimizer).__name__
+                raise ValueError(f"state_dict must be a checkpoint of {kind}, which misses {error}") from error
+            raise
         for group, radius in zip(self.param_groups, rho, strict=True):
             group.setdefault(self._radius, radius)
         self._has_ascended = False

@@ -236,6 +236,10 @@ def check_gradient(name: str, p: Tensor, grad: Tensor) -> None:
     """Dense, and for the parameter as it is."""
     if grad.layout is not torch.strided:
         raise RuntimeError(f"the gradient of parameter {name!r} must be dense, got {grad.layout}; use sparse=False")
+    if p.dtype not in _DTYPES:
+        raise RuntimeError(
+            f"parameter {name!r} must be of float32, float64, bfloat16 or float16 to have a gradient, got {p.dtype}"
+        )
     for what in ("shape", "dtype", "device"):
         expected, given = getattr(p, what), getattr(grad, what)
         if expected != given:
@@ -294,7 +298,10 @@ def check_saved(own: object) -> None:
         raise ValueError(f"state_dict['gasam']['step'] must be a non-negative integer, got {step!r}")
     for name, shape in (("running", (2,)), ("seed", ())):
         x = own.get(name)
-        if x is not None and not (isinstance(x, Tensor) and tuple(x.shape) == shape):
+        if name not in own:
+            continue
+        fits = isinstance(x, Tensor) and tuple(x.shape) == shape and x.is_floating_point() == (name == "running")
+        if not fits or x.is_meta or x.is_complex():
             raise ValueError(f"state_dict['gasam']['{name}'] must be a tensor of shape {shape}, got {x!r}")
 
 
