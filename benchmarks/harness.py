@@ -124,6 +124,11 @@ class Outcome:
     raw: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: float = 0.0
 
+    def without_figures(self, verdict: Verdict, note: str, error: str = "") -> Outcome:
+        """This outcome, which is but a line that says why there is nothing to show."""
+        self.figures, self.error = [Figure("", "", "", note=note, verdict=verdict)], error or note
+        return self
+
     def record(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -398,7 +403,13 @@ def _status(key: str) -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key))
 
 
-def machine() -> dict[str, Any]:
+def gpu() -> str | None:
+    """The GPU that this process has used, if any."""
+    torch = sys.modules.get("torch")
+    return str(torch.cuda.get_device_name()) if torch is not None and torch.cuda.is_initialized() else None
+
+
+def machine(gpu: str | None) -> dict[str, Any]:
     """What a reader needs to know to place the numbers; nothing that identifies the machine."""
     model, flags = platform.processor() or platform.machine(), set[str]()
     if (cpuinfo := Path("/proc/cpuinfo")).exists():
@@ -406,13 +417,12 @@ def machine() -> dict[str, Any]:
         fields = {key.strip(): value.strip() for key, value in fields.items()}
         model = fields.get("model name", model)
         flags = set(fields.get("flags", fields.get("Features", "")).split())
-    torch = sys.modules.get("torch")
     return {
         "cpu": model,
         "cores": cores(),
         "flags": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "asimd", "sve") if flag in flags],
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "gpu": torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None,
+        "gpu": gpu,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }

@@ -1,26 +1,23 @@
 """Runs the benchmarks: `python benchmarks/run.py [packages] [--smoke | --full | --gpu]`, or `nox -s bench -- ...`.
 
 Every `benchmarks/<package>/bench_*.py` has WORKLOADS (see `harness.py`) and PACKAGES (whose versions are recorded);
-those in which several packages meet lie in `benchmarks/together/`. A result that differs from its peer's, or a workload
-that breaks, ends the run with status 1; a missed target does not. Ctrl-C ends it with 130 and keeps what was measured.
+those in which several packages meet lie in `benchmarks/together/`. Each package has a process of its own (`worker.py`):
+all load at once, then one after another measures and ends. A result that differs from its peer's, or a workload that
+breaks, ends the run with status 1; a missed target does not. Ctrl-C ends it with 130 and keeps what was measured.
 """
 
 from __future__ import annotations
 
-import os
-
-# Where ours has one thread the peers have one: torch is told by the harness, NumPy's BLAS before it is loaded.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
-import gc
 import importlib.util
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
 import time
-import traceback
 from argparse import ArgumentParser, Namespace
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,17 +28,16 @@ from progress import Watch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from worker import Package
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from types import ModuleType
+    from collections.abc import Sequence
 
-    Job = tuple[str, harness.Workload, list[str]]  # package, workload, distributions whose versions count
+    from worker import Job
+
     Run = dict[str, Any]
 
 HERE = Path(__file__).resolve().parent
-# Or benchmarks/adamod would pose as the package of that name where that is not installed.
-sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != HERE]
 STYLES = {"met": "green", "unclear": "yellow", "missed": "magenta", "missing": "yellow", "unequal": "bold red",
           "failed": "bold red", "reported": "dim"}  # fmt: skip
 INTERRUPTED = 130
@@ -146,11 +142,12 @@ def finished(path: Path) -> Run:
 
 
 def no_gpu() -> str:
-    try:
-        import torch
-    except ImportError:
+    """Why there is none, as another process finds out: this one holds no part of a device."""
+    if importlib.util.find_spec("torch") is None:
         return "torch is not installed"
-    return "" if torch.cuda.is_available() else f"torch {torch.__version__} sees no CUDA device"
+    code = "import torch; print('' if torch.cuda.is_available() else f'torch {torch.__version__} sees no CUDA device')"
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, start_new_session=True).stdout.strip()
 
 
 # --- measuring ---
@@ -159,53 +156,35 @@ def no_gpu() -> str:
 def measure(args: Namespace, console: Console) -> Run:
     """All selected workloads, one after the other; what breaks is recorded and the next one runs."""
     start = time.perf_counter()
+    run: Run = {"format": 1, "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    run |= {"command": args.command, "profile": args.profile}
+    packages: list[Package] = []
     done: list[Run] = []
     jobs: list[Job] = []
-    run: Run = {"format": 1, "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-    run |= {"command": args.command, "profile": args.profile, "outcomes": done}
     try:
-        for path in sorted(HERE.glob("*/bench_*.py")):
-            if (package := path.parent.name) in args.packages:
-                try:
-                    module = load(path)
-                except Exception as error:
-                    if args.profile == "gpu" and isinstance(error, ImportError):  # of a peer on CPUs, most often
-                        error = harness.MissingError(f"not loaded: {error}")
-                    done.append(broken(package, harness.Outcome(path.stem, "This file could not be loaded."), error))
-                    continue
-                ours = [package] if (HERE.parent / "packages" / package).is_dir() else []
-                names = list(dict.fromkeys([*ours, *module.PACKAGES]))
-                chosen = [w for w in module.WORKLOADS if any(text in w.name for text in args.only or [""])]
-                jobs += [(package, w, names) for w in chosen if args.profile in w.profiles]
-        harness.set_threads(1)  # a race sets its own
+        packages.extend(Package(HERE / name, args.profile, args.data, args.only) for name in sorted(args.packages))
+        with console.status("loading"):
+            for package in packages:
+                done += package.load()
+        jobs = [job for package in packages for job in package.jobs]
         with Watch(console, expected(jobs, args)) as watch:
-            for job in jobs:
-                outcome = watched(job, args, watch)
-                done.append(outcome)
-                watch.done(f"{job[0]}: {job[1].name}", outcome["seconds"], bad(outcome))
+            for package in packages:
+                package.begin()
+                for job in package.jobs:
+                    watch.start(f"{job.package}: {job.name}")
+                    done.append(package.outcome(job, watch.advance))
+                    watch.done(f"{job.package}: {job.name}", done[-1]["seconds"], bad(done[-1]))
+                package.wait()
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what follows is short
         run["note"] = f"stopped by the user after {len(done)} of {len(jobs) or 'its'} workloads"
-    versions = {name: harness.version(name) for *_, names in jobs for name in names}  # last, since it may import
-    for outcome in done:
-        outcome["versions"] = {name: versions[name] for name in outcome.get("versions", ())}
-    run |= {"machine": harness.machine(), "versions": versions}
-    run["seconds"] = round(time.perf_counter() - start, 1)
+    finally:
+        for package in packages:
+            package.stop()
+    gpu = next((package.gpu for package in packages if package.gpu), None)
+    run |= {"machine": harness.machine(gpu), "versions": {k: v for job in jobs for k, v in job.versions.items()}}
+    run |= {"outcomes": done, "seconds": round(time.perf_counter() - start, 1)}
     return run
-
-
-def watched(job: Job, args: Namespace, watch: Watch) -> Run:
-    package, workload, names = job
-    watch.start(f"{package}: {workload.name}")
-    context = harness.Context(args.profile, args.data, watch.advance)
-    begun = time.perf_counter()
-    try:
-        with inside(HERE / package):
-            outcome = workload.run(context).record() | {"package": package}
-    except Exception as error:
-        outcome = broken(package, harness.Outcome(workload.name, workload.about), error)
-    outcome |= {"seconds": round(time.perf_counter() - begun, 2), "versions": names}
-    gc.collect()
-    return outcome
 
 
 def expected(jobs: Sequence[Job], args: Namespace) -> list[float]:
@@ -217,55 +196,7 @@ def expected(jobs: Sequence[Job], args: Namespace) -> list[float]:
             if run["profile"] == args.profile:
                 known |= {(o["package"], o["name"]): float(o["seconds"]) for o in run["outcomes"]}
     usual = {"smoke": 0.4, "quick": 5.0, "full": 60.0, "gpu": 5.0}[args.profile]
-    return [max(0.1, known.get((package, workload.name), usual)) for package, workload, _ in jobs]
-
-
-def load(path: Path) -> ModuleType:
-    """A module of workloads."""
-    name = f"bench.{path.parent.name}.{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    with inside(path.parent):
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return module
-
-
-ROOMS: dict[Path, tuple[list[str], dict[str, ModuleType]]] = {}  # of a folder: where it looks, and what it found
-
-
-@contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    """Whoever is here imports what lies beside it, and from where it adds to the path; no other folder sees that.
-
-    Several packages have a `material.py`, or examples of the same name.
-    """
-    places, modules = ROOMS.setdefault(folder, ([str(folder)], {}))
-    before = list(sys.path)
-    sys.path[:0] = places
-    sys.modules.update(modules)
-    try:
-        yield
-    finally:
-        places += [place for place in dict.fromkeys(sys.path) if place not in (*before, *places)]
-        sys.path[:] = before
-        for name, module in list(sys.modules.items()):
-            if (file := getattr(module, "__file__", None)) and str(Path(file).parent) in places:
-                modules[name] = sys.modules.pop(name)
-
-
-def broken(package: str, outcome: harness.Outcome, error: Exception) -> Run:
-    """An outcome with one line and no number: red, unless only something is missing."""
-    note = f"{type(error).__name__}: {error}".replace(str(HERE.parent), ".")
-    figure = harness.Figure("", package, "", note=note, verdict="failed")
-    if isinstance(error, harness.UnequalError | harness.MissingError):
-        figure.verdict = "unequal" if isinstance(error, harness.UnequalError) else "missing"
-        figure.note = outcome.error = str(error)
-    else:
-        outcome.error = "".join(traceback.format_exception(error)).replace(str(HERE.parent), ".")
-    outcome.figures = [figure]
-    return outcome.record() | {"package": package}
+    return [max(0.1, known.get((job.package, job.name), usual)) for job in jobs]
 
 
 def bad(outcome: Run) -> str:
@@ -311,4 +242,7 @@ def table(run: Run) -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # before or after the measuring
+        sys.exit(INTERRUPTED)

@@ -1,4 +1,4 @@
-"""The bench itself, on workloads of a few microseconds: verdicts, exit codes, selection, Ctrl-C, pages of old runs."""
+"""The bench itself, on workloads of a few microseconds: verdicts, exit codes, selection, processes, Ctrl-C, pages."""
 
 from __future__ import annotations
 
@@ -20,9 +20,15 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = """
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
 import time
 
-from harness import Contestant, Figure, MissingError, Outcome, Race, Study, UnequalError, Versus, at_most, same_bits
+from harness import GPU, Contestant, Figure, MissingError, Outcome, Race, Study, Versus, at_most, same_bits
 
 PACKAGES = ("rich",)
 
@@ -57,8 +63,8 @@ def race(name, equal=lambda context: "equal", limit=1e9, **options):
     return Race(name, "about", lambda context: racers, equal, versus, clock="wall", seconds=0.02, **options)
 
 
-def study(name, measure):
-    return Study(name, "about", measure)
+def study(name, measure, **options):
+    return Study(name, "about", measure, **options)
 
 
 def without_data(context, outcome):
@@ -67,13 +73,29 @@ def without_data(context, outcome):
     outcome.figures.append(Figure("value", "ours", context.data, value=1.0))
 
 
+def say_begun(*words):
+    os.write(1, " ".join(["begun", str(os.getpid()), *words]).encode() + b"\\n")  # in one piece, as others do
+
+
 def slow(context, outcome):
-    print("begun", flush=True)
-    time.sleep(60)
+    with tempfile.TemporaryDirectory() as folder:
+        sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        say_begun(str(sleeper.pid), folder)
+        sleeper.wait()
 
 
 def broken(context, outcome):
     raise RuntimeError("it broke")
+
+
+def without_number(context, outcome):
+    outcome.figures.append(Figure("value", "ours", "", value=float("nan")))
+
+
+def process(context, outcome):
+    begin = time.time()
+    time.sleep(0.05)
+    outcome.bars = {"pid": os.getpid(), "begin": begin, "end": time.time()}
 
 
 """
@@ -85,9 +107,10 @@ class Bench:
     def __init__(self, run: ModuleType, folder: Path) -> None:
         self.run, self.folder = run, folder
 
-    def write(self, package: str, workloads: str) -> None:
+    def write(self, package: str, workloads: str, first: str = "") -> None:
         (self.folder / package).mkdir(exist_ok=True)
-        (self.folder / package / "bench_it.py").write_text(f"{SOURCE}WORKLOADS = [{workloads}]\n", encoding="utf-8")
+        source = f"{SOURCE}{first}\nWORKLOADS = [{workloads}]\n"
+        (self.folder / package / "bench_it.py").write_text(source, encoding="utf-8")
 
     def __call__(self, *argv: str) -> int:
         return int(self.run.main([*argv, "--out", str(self.folder / "out")]))
@@ -99,11 +122,18 @@ class Bench:
     def verdicts(self) -> dict[str, list[str]]:
         return {o["name"]: [f["verdict"] for f in o["figures"]] for o in self.result()["outcomes"]}
 
+    def notes(self) -> list[tuple[str, str, str]]:
+        return [(o["package"], o["name"], f["note"]) for o in self.result()["outcomes"] for f in o["figures"][:1]]
+
+    def begin(self) -> subprocess.Popen[str]:
+        """A run in a process of its own, and all that is said there."""
+        command = [sys.executable, "-c", PROGRAM, ROOT / "benchmarks", self.folder, "--out", self.folder / "out"]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # which run.py sets
     import run
 
     monkeypatch.setattr(run, "HERE", tmp_path)
@@ -123,6 +153,7 @@ def test_a_missed_target_does_not_fail_the_run(bench: Bench) -> None:
     [
         ('race("x", equal=lambda context: same_bits(Number(1), Number(2), "bits"))', "unequal"),
         ('study("x", broken)', "failed"),
+        ('study("x", without_number)', "failed"),
     ],
 )
 def test_a_difference_and_a_breakdown_fail_it_and_the_others_still_run(
@@ -284,6 +315,90 @@ def test_the_page_is_made_again_from_a_run(bench: Bench) -> None:
     assert page.read_text(encoding="utf-8") == before
 
 
+def test_one_process_after_another_measures_a_package(bench: Bench) -> None:
+    for package in ("b", "a", "c"):
+        bench.write(package, 'study("x", process), study("y", process)')
+    assert bench("c", "b", "a") == 0
+    outcomes = bench.result()["outcomes"]
+    assert [(o["package"], o["name"]) for o in outcomes] == [(p, name) for p in "abc" for name in "xy"]
+    pids = [outcome["bars"]["pid"] for outcome in outcomes]
+    assert pids[::2] == pids[1::2]
+    assert len({os.getpid(), *pids}) == 4
+    times = [outcome["bars"][key] for outcome in outcomes for key in ("begin", "end")]
+    assert times == sorted(times)
+    assert all(gone(pid) for pid in pids)
+
+
+@pytest.mark.parametrize(
+    ("deed", "how"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "died of signal 9 (Killed)"),
+        ("ctypes.string_at(0)", "died of signal 11 (Segmentation fault)"),
+        ("sys.exit(3)", "ended with 3"),
+    ],
+)
+def test_a_process_that_dies_fails_what_it_was_at_and_the_rest_of_its_package(
+    bench: Bench, deed: str, how: str
+) -> None:
+    bench.write("a", f'race("x"), study("dies", lambda *_: {deed}), race("y"), race("z")')
+    bench.write("b", 'race("x")')
+    assert bench() == 1
+    rest = f"not run: the process {how} at dies"
+    notes = [("a", "dies", f"its process {how}"), ("a", "y", rest), ("a", "z", rest)]
+    assert bench.notes()[1:4] == notes
+    assert [o["figures"][0]["verdict"] for o in bench.result()["outcomes"]] == ["met", *["failed"] * 3, "met"]
+    assert {tuple(o["versions"]) for o in bench.result()["outcomes"]} == {("rich",)}
+
+
+def test_a_process_that_dies_as_it_loads_or_waits_fails_its_package(bench: Bench) -> None:
+    path = bench.folder / "b" / "pid"
+    bench.write("a", 'race("x")', "os._exit(3)")
+    (bench.folder / "a" / "bench_first.py").write_text(f'{SOURCE}WORKLOADS = [race("first")]\n', encoding="utf-8")
+    (bench.folder / "a" / "bench_last.py").write_text(SOURCE, encoding="utf-8")
+    bench.write("b", 'study("waits", process)', f'open({str(path)!r}, "w").write(str(os.getpid()))')
+    bench.write("aa", f'study("kills", lambda *_: os.kill(int(open({str(path)!r}).read()), signal.SIGKILL))')
+    assert bench() == 1
+    rest = "not run: the process ended with 3 at bench_it"
+    assert bench.notes() == [
+        ("a", "bench_it", "its process ended with 3"),
+        ("a", "bench_last", rest),
+        ("a", "first", rest),
+        ("b", "waits", "its process died of signal 9 (Killed)"),
+    ]
+
+
+TORCH = """
+__version__ = "0"
+
+
+class cuda:
+    is_available = is_initialized = lambda: {there}
+    get_device_name = lambda: "a device"
+
+
+def get_num_threads():
+    return 1
+"""
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_machine_has_the_gpu_that_a_process_used(
+    bench: Bench, there: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bench.folder / "modules").mkdir()
+    (bench.folder / "modules" / "torch.py").write_text(TORCH.format(there=there), encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(bench.folder / "modules"))
+    monkeypatch.syspath_prepend(bench.folder / "modules")
+    bench.write("a", 'study("x", process, profiles=GPU), study("y", process)', "import torch")
+    bench.write("b", 'study("x", process, profiles=GPU)')
+    assert bench("--gpu") == (0 if there else 2)
+    if there:
+        assert bench.result("*-gpu.json")["machine"]["gpu"] == "a device"
+        assert [o["package"] for o in bench.result("*-gpu.json")["outcomes"]] == ["a", "b"]
+    else:
+        assert "torch 0 sees no CUDA device" in capsys.readouterr().out
+
+
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -296,27 +411,70 @@ sys.exit(run.main())
 """
 
 
+def begun(process: subprocess.Popen[str]) -> list[str]:
+    """What follows `begun` in what is said."""
+    assert process.stdout is not None
+    while "begun" not in (line := process.stdout.readline()):
+        assert line
+    return line.split()[1:]
+
+
+def gone(pid: int | str) -> bool:
+    """Whether a process ends within seconds; nobody may have asked for its status."""
+    for _ in range(100):
+        state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
+        if state.strip()[:1] in ("", "Z"):
+            return True
+        time.sleep(0.1)
+    return False
+
+
 @pytest.mark.parametrize("first", ['race("x"), ', ""])
 def test_ctrl_c_keeps_what_was_measured(bench: Bench, first: str) -> None:
     bench.write("a", f'{first}study("long", slow), race("never")')
+    bench.write("b", 'study("never", process)', f'open({str(bench.folder / "pid")!r}, "w").write(str(os.getpid()))')
     out = bench.folder / "out"
-    command = [sys.executable, "-c", PROGRAM, ROOT / "benchmarks", bench.folder, "--out", out]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        while "begun" not in (line := process.stdout.readline()):
-            assert line
+    with bench.begin() as process:
+        *pids, folder = begun(process)
         process.send_signal(signal.SIGINT)
-        said = process.stdout.read()
+        said, _ = process.communicate()
     assert process.returncode == 130
+    assert "Traceback" not in said
+    assert all(gone(pid) for pid in (*pids, (bench.folder / "pid").read_text()))
+    assert not Path(folder).exists()
     if not first:
         assert "Nothing was run: stopped" in said
         assert not list(out.glob("*"))
         return
     run = bench.result("*-quick-stopped.json")
     assert [(o["name"], o["figures"][0]["verdict"]) for o in run["outcomes"]] == [("x", "met")]
-    assert run["note"] == "stopped by the user after 1 of 3 workloads"
+    assert run["note"] == "stopped by the user after 1 of 4 workloads"
     assert run["note"] in said
     assert run["note"] in (out / "index.html").read_text(encoding="utf-8")
+
+
+def test_ctrl_c_while_packages_load_ends_them(bench: Bench) -> None:
+    for package in ("a", "b"):
+        bench.write(package, 'race("x")', "say_begun(); time.sleep(60)")
+    with bench.begin() as process:
+        pids = [*begun(process), *begun(process)]
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate()
+    assert process.returncode == 130
+    assert said == "Nothing was run: stopped by the user after 0 of its workloads.\n"
+    assert all(gone(pid) for pid in pids)
+
+
+@pytest.mark.parametrize(
+    ("workload", "first"),
+    [('study("long", slow)', ""), ('race("x")', "say_begun(); time.sleep(60)")],
+)
+def test_processes_of_packages_end_with_a_run_that_is_killed(bench: Bench, workload: str, first: str) -> None:
+    bench.write("a", workload, first)
+    with bench.begin() as process:
+        pids = [word for word in begun(process) if word.isdigit()]
+        process.kill()
+        assert all(gone(pid) for pid in pids)
 
 
 def test_a_terminal_shows_a_bar_with_the_time_left(bench: Bench) -> None:
