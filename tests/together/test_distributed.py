@@ -1,21 +1,14 @@
 """Distributed, in one place: two processes of a group do what one does alone, for every package and for some together.
 
-Run by pytest this file starts itself once as a program. It imports everything once and forks two processes with gloo,
-which go through all scenarios; then it goes through them alone. Each scenario has a group of its own: where one process
-fails, the other hears of it, and the next scenario begins afresh. A scenario says how it is done, by `Place`; what it
-returns must be the same in both processes, bit for bit, and that of the one alone.
+Each scenario runs in two processes of a group of gloo, and in one alone afterwards. It says how it is done, by `Place`;
+what it returns must be the same in both processes, bit for bit, and that of the one alone.
 """
 
 from __future__ import annotations
 
-import contextlib
-import faulthandler
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import traceback
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,18 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import torch.distributed as group
 import torch.distributed.checkpoint as dcp
+from together.apart import PATIENCE, start
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 WORLD = 2
-PATIENCE = 120  # seconds for a scenario on a busy machine; none takes three on an idle one
 SCENARIOS: dict[str, Callable[[Place], dict[str, Any]]] = {}
 
 pytestmark = pytest.mark.skipif(
-    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
+    not (group.is_available() and group.is_gloo_available()),
     reason="this build of torch has no gloo",
 )
 
@@ -344,101 +338,30 @@ def imgskipgram_averages(place: Place) -> dict[str, Any]:
 # --- the processes --------------------------------------------------------------------------------------------------
 
 
-def run(place: Place) -> None:
-    """All scenarios, of which each leaves a file: of its results, or of what went wrong."""
-    import torch.distributed as group
-
-    for name, function in SCENARIOS.items():
-        folder = place.folder / name
-        folder.mkdir(exist_ok=True)
-        faulthandler.dump_traceback_later(PATIENCE, exit=True)
-        print(f"{name}:", flush=True)
-        try:
-            if not place.alone:
-                store = group.FileStore(str(folder / "store"), WORLD)
-                limit = timedelta(seconds=PATIENCE / 2)
-                group.init_process_group("gloo", store=store, rank=place.rank, world_size=WORLD, timeout=limit)
-            result = {"result": function(Place(place.rank, folder))}
-        except Exception:
-            result = {"error": traceback.format_exc()}
-        finally:
-            if group.is_initialized():
-                group.destroy_process_group()
-        torch.save(result, folder / f"{place.rank}.pt")
-    faulthandler.cancel_dump_traceback_later()
+def run(name: str, place: Place) -> None:
+    """A scenario, which leaves a file of its results."""
+    warnings.simplefilter("error")
+    if not place.alone:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        store, limit = group.FileStore(str(place.folder / "store"), WORLD), timedelta(seconds=PATIENCE / 2)
+        group.init_process_group("gloo", store=store, rank=place.rank, world_size=WORLD, timeout=limit)
+    result = SCENARIOS[name](place)
+    if not place.alone:
+        group.destroy_process_group()
+    torch.save(result, place.folder / f"{place.rank}.pt")
 
 
-def main(folder: Path) -> None:
-    import gensim.models  # noqa: F401
-    import sklearn.mixture  # noqa: F401
-    import torch._dynamo  # which the first step of an optimizer imports
-    import torch.distributed.checkpoint
-    import torch.distributed.fsdp
-    import torchvision  # noqa: F401
-
-    torch.set_num_threads(1)
-    children = []
-    for rank in range(WORLD):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                output = os.open(folder / f"output {rank}", os.O_WRONLY | os.O_CREAT)
-                os.dup2(output, 1)
-                os.dup2(output, 2)
-                run(Place(rank, folder))
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                os._exit(code)
-        children.append(child)
-    for child in children:
-        os.waitpid(child, 0)
-    run(Place(None, folder))
-
-
-# --- the tests ------------------------------------------------------------------------------------------------------
-
-
-def launch(folder: Path) -> None:
-    """Start this file as a program, and end all of its processes whatever happens."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    environment = {**os.environ, **dict.fromkeys(names, "1"), "GLOO_SOCKET_IFNAME": "lo"}
-    with (folder / "output None").open("w") as output:
-        program = subprocess.Popen(
-            [sys.executable, "-W", "error", __file__, str(folder)],
-            cwd=folder,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            program.wait(timeout=5 * PATIENCE)
-        except subprocess.TimeoutExpired:
-            print("the processes took too long and were ended", file=output)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(program.pid, signal.SIGKILL)
-            program.wait()
-
-
-@pytest.fixture(scope="session")
-def results(once: Any) -> Callable[[str], tuple[dict[str, Any], ...]]:
+@pytest.fixture
+def results(tmp_path: Path) -> Callable[[str], tuple[dict[str, Any], ...]]:
     """What a scenario gave: in the two processes of a group, and in the one alone."""
-    folder = once("distributed", launch)
 
     def of(name: str) -> tuple[dict[str, Any], ...]:
-        found = []
-        for rank in (*range(WORLD), None):
-            file = folder / name / f"{rank}.pt"
-            lost = {"error": (folder / f"output {rank}").read_text()[-4000:]}
-            found.append(torch.load(file, weights_only=False) if file.exists() else lost)
-        errors = [f"process {i}: {one['error']}" for i, one in enumerate(found) if "error" in one]
-        assert not errors, "\n".join(errors)
-        return tuple(one["result"] for one in found)
+        for ranks in (range(WORLD), [None]):
+            processes = [start(run, name, Place(rank, tmp_path)) for rank in ranks]
+            for process in processes:
+                process.join()
+            assert not any(process.exitcode for process in processes), "what they say is captured"
+        return tuple(torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (*range(WORLD), None))
 
     return of
 
@@ -554,7 +477,3 @@ def test_two_workers_of_spark_segment_as_one_process_does(spark: Any) -> None:
     assert [row.tokens for row in rows] == segmenter.cut_many(texts)
     assert "学习第" in rows[0].tokens
     assert len({row.partition for row in rows}) == 4
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
