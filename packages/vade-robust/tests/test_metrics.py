@@ -80,6 +80,7 @@ def test_more_classes_than_clusters_leave_classes_without_a_cluster() -> None:
         pytest.param(np.array(["a", "a", "bb", "bb", "c"]), id="strings"),
         pytest.param([("a", 1), ("a", 1), None, None, "x"], id="hashables of several types"),
         pytest.param(torch.tensor([3, 3, 1, 1, 2]), id="tensor"),
+        pytest.param(torch.tensor([3j, 3j, 1, 1, 2]).conj(), id="conjugate tensor"),
         pytest.param(pd.Series(["u", "u", "v", "v", "w"], dtype="category"), id="categories"),
         pytest.param(np.array([0.5, 0.5, -2.0, -2.0, 1e9]), id="floats"),
         pytest.param(np.array([True, True, "no", "no", 3], dtype=object), id="objects"),
@@ -102,6 +103,7 @@ def test_labels_may_be_anything_that_can_be_hashed(labels: object) -> None:
         (pd.array([0, pd.NA], dtype="Int64"), [0, 1], "y_true contains NaN in row 1"),
         ("ab", [0, 1], "y_true must be one-dimensional"),
         (3, [0, 1], "y_true must be one-dimensional"),
+        (torch.zeros(2, device="meta"), [0, 1], "y_true must hold values, got a tensor on the device 'meta'"),
     ],
 )
 @pytest.mark.parametrize("measure", [clustering_accuracy, purity])

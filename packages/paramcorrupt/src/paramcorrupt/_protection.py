@@ -159,6 +159,7 @@ def protect(
 
     Raises:
         ValueError: both budget and target, or one outside of [0, 1]; an unknown granularity.
+        TypeError: a vulnerability that is none, or a budget or target that is no number.
 
     Example:
         >>> import torch
@@ -169,6 +170,8 @@ def protect(
         >>> [(step.group, step.bit) for step in protect(found, budget=0.5).chosen][0][1]
         30
     """
+    if not isinstance(vulnerability, Vulnerability):
+        raise TypeError(f"vulnerability must be a Vulnerability, got {type(vulnerability).__name__}")
     if granularity not in _KEYS:
         raise ValueError(f"granularity must be among {', '.join(_KEYS)}, got {granularity!r}")
     if budget is not None and target is not None:

@@ -254,7 +254,9 @@ def _both(y_true: object, y_pred: object) -> tuple[NDArray[np.int64], NDArray[np
 def _codes(name: str, labels: Any) -> NDArray[np.int64]:
     """Labels [N] as integers from 0."""
     if hasattr(labels, "detach"):
-        labels = labels.detach().cpu().numpy()
+        if getattr(labels, "is_meta", False):
+            raise ValueError(f"{name} must hold values, got a tensor on the device 'meta'")
+        labels = labels.numpy(force=True)
     elif hasattr(labels, "to_numpy"):
         labels = labels.to_numpy()
     if isinstance(labels, np.ndarray):
