@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from iounet import training
-from iounet._augmentation import augment
+from iounet._augmentation import augment, derive_seed
 from iounet._files import read_checkpoint, read_weights, written_aside
 
 if TYPE_CHECKING:
@@ -96,6 +96,91 @@ def test_two_epochs_and_two_resumed_equal_four_bit_for_bit(tmp_path: Path, optim
     assert same(resumed, straight)
     assert without_time(history) == without_time(expected)
     assert not same(straight, Corners())
+
+
+def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=0.005, weight_decay=1e-4)
+
+
+def test_an_optimizer_of_the_caller_equals_the_named_one_bit_for_bit() -> None:
+    named, given = Corners(), Corners()
+    options: dict[str, Any] = {"epochs": 3, "batch_size": 3, "milestones": (1, 2), "warmup": 4}
+    expected = training.fit(named, Scenes(10), optimizer="adamw", lr=0.005, **options)
+    assert without_time(training.fit(given, Scenes(10), optimizer=adamw, lr=7.0, **options)) == without_time(expected)
+    assert same(given, named)
+
+
+def test_the_default_is_the_loop_written_out_with_sgd() -> None:
+    model, expected = Corners(), Corners()
+    dataset = Scenes(1)
+    training.fit(model, dataset, epochs=3, batch_size=1, flip=0, warmup=2, milestones=(2,))
+    optimizer = torch.optim.SGD(
+        [p for p in expected.parameters() if p.requires_grad], 0.005, momentum=0.9, weight_decay=1e-4
+    )
+    with torch.random.fork_rng():
+        for step, rate in enumerate([0.005 * 0.5, 0.005, 0.005 * 0.1]):
+            image, target = dataset[0]
+            target = {"boxes": target["boxes"][:1], "image_id": 100, "jitter_seed": 0}
+            optimizer.param_groups[0]["lr"] = rate
+            torch.manual_seed(derive_seed("step", 0, step, 0))
+            optimizer.zero_grad()
+            sum(expected([image], [target]).values()).backward()
+            nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 10)
+            optimizer.step()
+    assert same(model, expected)
+
+
+def test_an_optimizer_of_the_caller_is_resumed_bit_for_bit(tmp_path: Path) -> None:
+    def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        few, rest = {"params": parameters[:2], "lr": 0.01}, {"params": parameters[2:]}
+        return torch.optim.AdamW([few, rest], lr=0.003)
+
+    options: dict[str, Any] = {"batch_size": 3, "milestones": (1, 3)}
+    straight, resumed = Corners(), Corners()
+    expected = training.fit(straight, Scenes(10), epochs=4, optimizer=make, **options)
+    training.fit(Corners(), Scenes(10), epochs=2, out=tmp_path, optimizer=make, **options)
+    for other in ("adamw", adamw, lambda parameters: torch.optim.NAdam(parameters, lr=0.01)):
+        with pytest.raises(ValueError, match=r"(optimizer|lr) must be that of"):
+            training.fit(Corners(), Scenes(10), epochs=4, out=tmp_path, resume=True, optimizer=other, **options)
+    history = training.fit(resumed, Scenes(10), epochs=4, out=tmp_path, resume=True, optimizer=make, **options)
+    assert same(resumed, straight)
+    assert without_time(history) == without_time(expected)
+    assert history[-1]["lr"] == pytest.approx(0.01 * 0.01 * 16 / 100)
+
+
+def test_gradients_of_every_group_are_clipped_together() -> None:
+    def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD([{"params": [p]} for p in reversed(parameters)], lr=1.0)
+
+    model = Corners()
+    before = [p.detach().clone() for p in model.parameters()]
+    training.fit(model, Scenes(2), epochs=1, optimizer=make, warmup=0, clip=0.01)
+    moved = torch.stack([(p - old).norm() for p, old in zip(model.parameters(), before, strict=True)])
+    assert moved.norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "error", "message"),
+    [
+        (None, TypeError, "optimizer must be 'sgd', 'adamw' or a callable that returns one, got None"),
+        (0.1, TypeError, "optimizer must be 'sgd', 'adamw' or a callable that returns one, got 0.1"),
+        (len, TypeError, r"optimizer must return a torch\.optim\.Optimizer, got int"),
+        (
+            lambda _: adamw([nn.Parameter(torch.zeros(1))]),
+            ValueError,
+            "optimizer must hold parameters that it was given",
+        ),
+    ],
+)
+def test_what_makes_no_optimizer_of_the_model_is_refused(
+    tmp_path: Path, optimizer: Any, error: type[Exception], message: str
+) -> None:
+    data, model = Scenes(4), Corners()
+    with pytest.raises(error, match=message):
+        training.fit(model, data, epochs=1, optimizer=optimizer, out=tmp_path / "run")
+    assert same(model, Corners())
+    assert data.seen == []
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_killed_inside_an_epoch_goes_on_bit_for_bit(tmp_path: Path) -> None:

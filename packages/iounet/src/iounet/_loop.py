@@ -45,7 +45,7 @@ class Options:
 
     batch_size: int
     lr: float
-    optimizer: str
+    optimizer: str | None  # None: the caller makes it
     momentum: float
     weight_decay: float
     warmup: int
@@ -76,7 +76,7 @@ class Options:
         if list(self.milestones) != sorted(set(self.milestones)) or any(epoch < 1 for epoch in self.milestones):
             raise ValueError(f"milestones must be increasing epochs from 1 on, got {self.milestones}")
         choices = {
-            "optimizer": (self.optimizer, ("sgd", "adamw")),
+            "optimizer": ("sgd" if self.optimizer is None else self.optimizer, ("sgd", "adamw")),
             "schedule": (self.schedule, ("step", "cosine", "constant")),
             "precision": (self.precision, ("fp32", "bf16", "fp16")),
         }
@@ -84,9 +84,9 @@ class Options:
             if chosen not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {chosen!r}")
 
-    def learning_rate(self, step: int, steps_per_epoch: int, total: int) -> float:
+    def learning_rate(self, full: float, step: int, steps_per_epoch: int, total: int) -> float:
         """Of a step, counted from 0: a pure function, so that there is no scheduler's state to resume."""
-        rate = self.lr * min(1.0, (step + 1) / max(1, self.warmup))
+        rate = full * min(1.0, (step + 1) / max(1, self.warmup))
         if self.schedule == "cosine":
             return rate * (1 + math.cos(math.pi * step / total)) / 2
         if self.schedule == "step":
@@ -175,7 +175,9 @@ class Run:
         out: Path | None,
         config: dict[str, Any],
         processes: Processes,
+        make: Callable[[list[nn.Parameter]], object] | None,
     ) -> None:
+        self.make = make
         self.model, self.dataset, self.options, self.out, self.processes = model, dataset, options, out, processes
         self.per_epoch = math.ceil(len(dataset) / options.batch_size)
         self.total = epochs * self.per_epoch
@@ -193,6 +195,12 @@ class Run:
 
     def begin(self, resume: bool) -> None:
         """Put model and optimizer where the run starts or goes on; they are unchanged after an error."""
+        self.model.to(self.processes.device)
+        self.optimizer = self._optimizer([p for p in self.model.parameters() if p.requires_grad])
+        self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        if self.make is not None:
+            kind = type(self.optimizer)
+            self.identity |= {"optimizer": f"{kind.__module__}.{kind.__qualname__}", "lr": self.rates}
         saved = None
         if self.out is not None:
             last = self.out / "last.pth"
@@ -202,20 +210,32 @@ class Run:
                 saved = read_checkpoint(last)
                 self._check(saved, f"{last}")
             self.out.mkdir(parents=True, exist_ok=True)
-        self.model.to(self.processes.device)
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        chosen = self.options
-        self.optimizer: torch.optim.Optimizer = (
-            torch.optim.SGD(parameters, chosen.lr, momentum=chosen.momentum, weight_decay=chosen.weight_decay)
-            if chosen.optimizer == "sgd"
-            else torch.optim.AdamW(parameters, chosen.lr, weight_decay=chosen.weight_decay)
-        )
-        self.scaler = torch.amp.GradScaler("cuda", enabled=chosen.precision == "fp16")
+        self.scaler = torch.amp.GradScaler("cuda", enabled=self.options.precision == "fp16")
         if saved is not None:
             self._restore(saved)
             self.model.load_state_dict(saved["model"])
             self.sums = {name: self._sum(x) for name, x in saved["sums"].items()}
             self.step, self.seconds, self.history = saved["step"], saved["seconds"], saved["history"]
+
+    def _optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        chosen = self.options
+        if self.make is None:
+            if chosen.optimizer == "sgd":
+                return torch.optim.SGD(
+                    parameters, chosen.lr, momentum=chosen.momentum, weight_decay=chosen.weight_decay
+                )
+            return torch.optim.AdamW(parameters, chosen.lr, weight_decay=chosen.weight_decay)
+        made = self.make(parameters)
+        if not isinstance(made, torch.optim.Optimizer):
+            raise TypeError(f"optimizer must return a torch.optim.Optimizer, got {type(made).__name__}")
+        held = {id(p) for group in made.param_groups for p in group["params"]}
+        if not held.intersection(map(id, parameters)):
+            raise ValueError(
+                f"optimizer must hold parameters that it was given, got {type(made).__name__} with {len(held)} others"
+            )
+        if not all("lr" in group for group in made.param_groups):
+            raise ValueError(f"optimizer must have a learning rate lr in each group, got {type(made).__name__} without")
+        return made
 
     def _check(self, saved: dict[str, Any], name: str) -> None:
         """Refuse a checkpoint of another run, or one whose parts do not fit."""
@@ -238,11 +258,11 @@ class Run:
             raise ValueError(f"model must be that of {name} to resume, got another {min(unlike)}")
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        """Load the optimizer's state, whose shapes torch does not look at."""
+        """Load the optimizer's state, whose shapes torch does not look at; a caller's may have any."""
         try:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.scaler.load_state_dict(saved["scaler"])
-            fits = all(
+            fits = self.make is not None or all(
                 x.shape in (p.shape, ())
                 for p, state in self.optimizer.state.items()
                 for x in state.values()
@@ -311,8 +331,8 @@ class Run:
         options, device = self.options, self.processes.device
         images = [image.to(device, non_blocking=True) for image, _ in samples]
         targets = [{name: _to(x, device) for name, x in target.items()} for _, target in samples]
-        for group in self.optimizer.param_groups:
-            group["lr"] = options.learning_rate(self.step, self.per_epoch, self.total)
+        for group, full in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = options.learning_rate(full, self.step, self.per_epoch, self.total)
         torch.manual_seed(derive_seed("step", options.seed, self.step, self.processes.rank))
         with torch.autocast(device.type, _PRECISIONS[options.precision], enabled=options.precision != "fp32"):
             losses: dict[str, Tensor] = forward(images, targets)
@@ -320,7 +340,8 @@ class Run:
         self.scaler.scale(reduce(torch.add, losses.values())).backward()
         if options.clip is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], options.clip)
+            held = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(held, options.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1

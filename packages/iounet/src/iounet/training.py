@@ -28,7 +28,7 @@ def fit(
     epochs: int,
     batch_size: int = 4,
     lr: float = 0.005,
-    optimizer: str = "sgd",
+    optimizer: str | Callable[[list[nn.Parameter]], torch.optim.Optimizer] = "sgd",
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
     warmup: int = 100,
@@ -68,7 +68,11 @@ def fit(
         epochs: length of the whole run, the resumed part included.
         batch_size: images of one step over all processes, a multiple of their number.
         lr: learning rate :math:`\eta` (default: torchvision's .02 for 16 images, scaled to 4).
-        optimizer: "sgd" (default, with `momentum`), or "adamw".
+        optimizer: "sgd" (default, with `momentum`, as torchvision trains detectors), "adamw", or a callable that
+            returns a ``torch.optim.Optimizer`` of the trainable parameters, such as
+            ``lambda parameters: torch.optim.NAdam(parameters, lr=1e-4)``; its ``step`` must need no closure. `lr`,
+            `momentum` and `weight_decay` are then its own: `warmup` and `schedule` multiply the rate of each of its
+            groups.
         momentum, weight_decay: default .9 and 1e-4, as torchvision trains detectors.
         warmup: steps over which the learning rate rises from 0 (default 100).
         schedule: "step" (default) multiplies the learning rate by .1 at each of the `milestones` (epochs; default 8 and
@@ -83,7 +87,8 @@ def fit(
         out: folder for ``last.pth`` (to resume), ``model.pth`` (at the end) and ``history.json``; None writes nothing.
             All processes must see it.
         resume: go on from ``out/last.pth`` if it is there. Options must be those of the first part; only `epochs` may
-            grow, and not with "cosine".
+            grow, and not with "cosine". An optimizer of yours must be of the same class with the same rates; its other
+            settings are those of the first part.
         save_every: steps from one ``last.pth`` to the next, besides those at the end of each epoch.
         config: plain values that are saved with the weights and compared on resuming.
         device: default: that of the model's first parameter. Under ``torchrun`` "cuda" is that of the local rank.
@@ -95,9 +100,11 @@ def fit(
         For each epoch: ``epoch`` (from 1), ``lr`` of its last step, mean ``loss`` and its parts, ``seconds``.
 
     Raises:
-        TypeError: the model returns no dict of losses.
-        ValueError: an option out of its range; an empty dataset; `out` holds a run and `resume` is False; a checkpoint
-            that is damaged or of another run. The model is unchanged then.
+        TypeError: the model returns no dict of losses; `optimizer` is neither a name nor callable, or returns something
+            else than an optimizer.
+        ValueError: an option out of its range; an optimizer without any of the parameters, or without an ``lr``; an
+            empty dataset; `out` holds a run and `resume` is False; a checkpoint that is damaged or of another run. The
+            model is unchanged then.
         FloatingPointError: a loss is not finite. The last checkpoint stays.
 
     Example::
@@ -109,8 +116,12 @@ def fit(
     Reference: B. Jiang, R. Luo, J. Mao, T. Xiao, Y. Jiang, Acquisition of Localization Confidence for Accurate Object
     Detection, https://arxiv.org/abs/1807.11590
     """
+    make = None if isinstance(optimizer, str) else optimizer
+    if not (isinstance(optimizer, str) or callable(make)):
+        raise TypeError(f"optimizer must be 'sgd', 'adamw' or a callable that returns one, got {optimizer!r}")
+    named = optimizer if isinstance(optimizer, str) else None
     options = Options(
-        batch_size, lr, optimizer, momentum, weight_decay, warmup, schedule, tuple(milestones), clip,
+        batch_size, lr, named, momentum, weight_decay, warmup, schedule, tuple(milestones), clip,
         flip, vertical_flip, (float(scale[0]), float(scale[1])), precision, seed,
     )  # fmt: skip
     options.check()
@@ -130,7 +141,7 @@ def fit(
     with joined(place) as processes:
         if batch_size % processes.count:
             raise ValueError(f"batch_size must be a multiple of the {processes.count} processes, got {batch_size}")
-        run = Run(model, dataset, options, epochs, None if out is None else Path(out), config or {}, processes)
+        run = Run(model, dataset, options, epochs, None if out is None else Path(out), config or {}, processes, make)
         run.begin(resume)
         cuda = [processes.device] if processes.device.type == "cuda" else []
         was_training = {module: module.training for module in model.modules()}
