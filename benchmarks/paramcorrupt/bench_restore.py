@@ -104,8 +104,7 @@ def flips(context: Context) -> tuple[int, int]:
 
 
 def flip(data: Tensor, count: int) -> None:
-    bit = _ops.sample_bits(8 * data.numel(), count, 1)
-    _ops.xor_bits_(data, bit >> 3, (1 << (bit & 7)).to(torch.uint8))
+    _ops.xor_bits_(data, *_ops.locate_bits(_ops.sample_bits(8 * data.numel(), count, 1)))
 
 
 def flip_by_torch(data: Tensor, count: int) -> None:

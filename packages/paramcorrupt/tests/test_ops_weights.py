@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from torch import Tensor
 
 from paramcorrupt import _ops, _reference
@@ -33,6 +34,7 @@ KERNELS = [
     "ascend_project_",
     "random_fill_",
     "sample_bits",
+    "locate_bits",
     "xor_bits_",
 ]
 
@@ -228,20 +230,45 @@ def test_random_numbers_are_those_of_the_definition(
 
 
 @settings(max_examples=40, deadline=None)
-@given(total=st.integers(1, 2**62), count=st.integers(1, 2000), seed=st.integers(-(2**63), 2**63 - 1))
+@given(total=st.integers(1, 2**62), count=st.integers(0, 2000), seed=st.integers(-(2**63), 2**63 - 1))
 def test_sampled_bits_are_those_of_the_definition(total: int, count: int, seed: int) -> None:
     count = min(total, count)
     assert torch.equal(_ops.sample_bits(total, count, seed), _reference.sample_bits(total, count, seed))
 
 
-@pytest.mark.parametrize("total", [7, 2**32 - 1, 2**32, 2**32 + 1])
-def test_sampled_bits_are_different_around_the_limit_of_a_word(total: int) -> None:
-    count = min(total, 70000)
+@pytest.mark.parametrize("count", [1, 513, 40000])
+@pytest.mark.parametrize("share", [1, 1.01, 2, 32, 255, 256, 257, 10**6, 10**12])
+def test_sampled_bits_are_those_of_the_definition_however_close(count: int, share: float) -> None:
+    """In order by a map, or by sorting."""
+    total = round(share * count)
     drawn = _ops.sample_bits(total, count, 3)
     assert torch.equal(drawn, _reference.sample_bits(total, count, 3))
-    assert drawn.unique().numel() == count
-    assert drawn.amin() >= 0
-    assert drawn.amax() < total
+    assert drawn.numel() == count
+    assert (drawn.diff() > 0).all()
+
+
+@pytest.mark.parametrize("total", [2**32 - 1, 2**32, 2**32 + 1])
+def test_sampled_bits_are_those_of_the_definition_around_the_limit_of_a_word(total: int) -> None:
+    assert torch.equal(_ops.sample_bits(total, 70000, 3), _reference.sample_bits(total, 70000, 3))
+
+
+@pytest.mark.parametrize("total", [3000, 100_000])
+def test_as_many_sampled_bits_are_in_a_half_as_a_hypergeometric_law_says(total: int) -> None:
+    """The counts of bins by themselves would vary by more: twice as much, since half of all are taken."""
+    count, half = total // 2, total // 2
+    law = stats.hypergeom(total, half, count)
+    found = [int((_ops.sample_bits(total, count, seed) < half).sum()) for seed in range(500)]
+    cuts = np.unique(law.ppf(np.linspace(0, 1, 11)[1:-1]))
+    expected = np.diff([0, *law.cdf(cuts), 1]) * len(found)
+    hits = np.bincount(np.searchsorted(cuts, found), minlength=len(cuts) + 1)
+    assert stats.chisquare(hits, expected).pvalue > 1e-3
+
+
+def test_places_of_bits_are_those_of_the_definition() -> None:
+    place = torch.randint(1 << 60, (40009,), generator=torch.Generator().manual_seed(0))
+    for x in (place, place[1:], place[:1], place[:0]):
+        assert_same(_ops.locate_bits(x)[:1], _reference.locate_bits(x)[:1])
+        assert torch.equal(_ops.locate_bits(x)[1], _reference.locate_bits(x)[1])
 
 
 def test_flips_have_the_bits_of_the_definition() -> None:
@@ -268,7 +295,8 @@ def test_results_have_the_same_bits_for_every_number_of_threads(threads: Callabl
         dense, sparse, projected, random = copies(w), copies(w), copies(w), copies(w)
         found = [*_ops.apply_compact_(dense, g, 0.01, 0.5), _ops.apply_sparse_(sparse, offsets, index, delta)]
         _ops.ascend_project_(projected, g, 0.0, 1.0, threshold, 0.1, 2.0, 1.0)
-        found += [_ops.random_fill_(random, 1, 0, 1.5), _ops.sample_bits(10**6, 90000, 1)]
+        found += [_ops.random_fill_(random, 1, 0, 1.5), *_ops.locate_bits(_ops.sample_bits(10**6, 90000, 1))]
+        found += [_ops.sample_bits(10**6, 950_000, 1), _ops.sample_bits(10**9, 90000, 1)]
         results.append([*found, *dense, *sparse, *projected, *random])
     for other in results[1:]:
         assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
@@ -292,6 +320,7 @@ def arguments() -> dict[str, tuple[Any, ...]]:
         "restore_compact_": (w, g, 0.1, 1.0, *kept),
         "ascend_project_": (w, g, 0.1, 1.0, threshold, 0.1, 2.0, 1.0),
         "random_fill_": (w, 1, 0, 2.0),
+        "locate_bits": (torch.tensor([3, 8]),),
         "xor_bits_": (torch.zeros(9, dtype=torch.uint8), index8, mask),
     }
 
@@ -302,7 +331,7 @@ def test_operators_keep_to_their_schemas(name: str) -> None:
     torch.library.opcheck(operator, arguments()[name], test_utils=("test_schema", "test_faketensor"))
 
 
-@pytest.mark.parametrize("name", sorted(set(KERNELS) - {"sample_bits"}))
+@pytest.mark.parametrize("name", sorted(set(KERNELS) - {"sample_bits", "locate_bits"}))
 def test_versions_of_what_was_written_rise(name: str) -> None:
     written, *rest = arguments()[name]
     some = [written] if isinstance(written, Tensor) else written

@@ -190,11 +190,12 @@ def test_a_random_number_depends_on_the_seed_and_its_place_alone(p: float) -> No
 
 @settings(max_examples=20, deadline=None)
 @given(total=st.integers(1, 500), seed=st.integers(0, 2**40))
-def test_sampled_bits_are_different_and_all_of_them_are_everything(total: int, seed: int) -> None:
-    everything = _reference.sample_bits(total, total, seed)
-    assert sorted(everything.tolist()) == list(range(total))
-    count = (total + 1) // 2
-    assert torch.equal(_reference.sample_bits(total, count, seed), everything[:count])
+def test_sampled_bits_are_different_and_in_order_and_all_of_them_are_everything(total: int, seed: int) -> None:
+    assert torch.equal(_reference.sample_bits(total, total, seed), torch.arange(total))
+    drawn = _reference.sample_bits(total, (total + 1) // 2, seed)
+    assert drawn.numel() == (total + 1) // 2
+    assert (drawn.diff() > 0).all()
+    assert set(_reference.sample_bits(total, total // 3, seed).tolist()) <= set(drawn.tolist())
 
 
 def test_sampled_bits_are_uniform() -> None:
@@ -204,6 +205,12 @@ def test_sampled_bits_are_uniform() -> None:
     assert stats.chisquare(hits).pvalue > 1e-3
     large = _reference.sample_bits(10**15, 4000, 1).double() / 1e15
     assert stats.kstest(large.numpy(), "uniform").pvalue > 1e-3
+
+
+def test_bits_are_in_a_byte_and_have_a_mask_there() -> None:
+    index, mask = _reference.locate_bits(torch.tensor([0, 7, 8, (1 << 40) + 3]))
+    assert index.tolist() == [0, 0, 1, 1 << 37]
+    assert mask.tolist() == [1, 128, 1, 8]
 
 
 def test_flips_of_a_byte_named_twice_add_up() -> None:

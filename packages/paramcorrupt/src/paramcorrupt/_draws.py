@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,19 +62,28 @@ class Room:
         return self.bits
 
 
-def draw(rooms: Sequence[Room], fault: str, width: int, count: int, seed: int) -> tuple[list[int], Tensor, Tensor]:
-    """The first fault of each tensor; of every hit bit, sorted, its place in the tensor's memory, and its number among
-    all that could be hit."""
-    places = [room.places(width, fault) for room in rooms]
-    begin = torch.tensor([0, *places]).cumsum(0)
-    drawn = _sampling.distinct(int(begin[-1]), count, seed) if count else torch.empty(0, dtype=torch.int64)
-    first = torch.searchsorted(drawn, begin).tolist()
+def draw(rooms: Sequence[Room], fault: str, width: int, count: int, seed: int) -> tuple[list[int], Tensor]:
+    """The first fault of each tensor; of every fault, sorted, its number among all that could be."""
+    begin = _begins(rooms, fault, width)
+    drawn = _sampling.distinct(begin[-1], count, seed)
+    return torch.searchsorted(drawn, torch.tensor(begin)).tolist(), drawn
+
+
+def place(rooms: Sequence[Room], fault: str, width: int, first: list[int], drawn: Tensor, seed: int) -> Tensor:
+    """Of every bit that is hit by faults drawn, sorted, its place in its tensor's memory. `drawn` is overwritten."""
     found = [
-        _DRAWS[fault](room, width, drawn[first[i] : first[i + 1]] - begin[i], _mixed(seed, i))
-        for i, room in enumerate(rooms)
+        _DRAWS[fault](room, width, drawn[first[i] : first[i + 1]].sub_(begin), _mixed(seed, i))
+        for i, (room, begin) in enumerate(zip(rooms, _begins(rooms, fault, width)[:-1], strict=True))
         if first[i] < first[i + 1]
     ]
-    return first, torch.cat(found) if found else drawn, drawn
+    if _DRAWS[fault] is _single and all(room.is_whole for room in rooms):
+        return drawn  # of which those found are parts: millions of them need no copy
+    return torch.cat(found) if found else drawn
+
+
+def _begins(rooms: Sequence[Room], fault: str, width: int) -> list[int]:
+    """The first number of the faults that each tensor can take, and the end of all."""
+    return list(accumulate((room.places(width, fault) for room in rooms), initial=0))
 
 
 def _single(room: Room, width: int, local: Tensor, seed: int) -> Tensor:

@@ -83,14 +83,14 @@ def _flips(plan: Faults, tally: Tally) -> list[Edit]:
     def edit(part: Part) -> Edit:
         def change(window: Tensor, first: int, picked: slice) -> None:
             begin, end = part.first + picked.start, part.first + picked.stop
-            data, index = window.view(torch.uint8), plan._byte_index[begin:end] - first * window.itemsize
-            mask = plan._mask[begin:end]
+            data, (index, mask) = window.view(torch.uint8), plan._located(begin, end)
+            index -= first * window.itemsize
             if plan._value is not None:
-                mask = mask * plan._differs(data[index], begin, end)
+                mask = mask * plan._differs(data[index], mask, begin, end)
             _ops.xor_bits_(data, index, mask)
             tally.add(int(mask.count_nonzero()), math.nan)
 
-        return Edit(plan._byte_index[part.first : part.stop] // part.dtype.itemsize, change)
+        return Edit(plan._place[part.first : part.stop] // (8 * part.dtype.itemsize), change)
 
     return [edit(part) for part in plan.parts]
 

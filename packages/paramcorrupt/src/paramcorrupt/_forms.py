@@ -340,7 +340,7 @@ def scattered(
     """n of the elements, chosen uniformly, and random numbers on them whose p-norm is eps; on a device, by default that
     of the tensors."""
     device = device or tensors[0].device
-    place = _ops.sample_bits(sum(x.numel() for x in tensors), n, seed).sort().values
+    place = _ops.sample_bits(sum(x.numel() for x in tensors), n, seed)
     starts = torch.tensor([0, *itertools.accumulate(x.numel() for x in tensors)])
     offsets = torch.searchsorted(place, starts)
     index = place - starts[:-1].repeat_interleave(offsets.diff())

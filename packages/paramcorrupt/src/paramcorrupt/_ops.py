@@ -39,6 +39,7 @@ SCHEMAS = {
     " float clip, float scale) -> ()",
     "random_fill_": "(Tensor(a!)[] a, int seed, int offset, float p) -> Tensor",
     "sample_bits": "(int total, int count, int seed) -> Tensor",
+    "locate_bits": "(Tensor place) -> (Tensor, Tensor)",
     "xor_bits_": "(Tensor(a!) bytes, Tensor byte_index, Tensor mask) -> ()",
 }
 
@@ -100,6 +101,10 @@ def _fake_sample_bits(total: int, count: int, seed: int) -> Tensor:
     return torch.empty(count, dtype=torch.int64)
 
 
+def _fake_locate_bits(place: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(place), torch.empty_like(place, dtype=torch.uint8)
+
+
 def _nothing(*args: object) -> None:
     """What an operator that only writes does to tensors without data."""
 
@@ -121,6 +126,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "apply_compact_": _fake_apply_compact_,
     "random_fill_": _fake_random_fill_,
     "sample_bits": _fake_sample_bits,
+    "locate_bits": _fake_locate_bits,
 }
 
 for _name, _schema in SCHEMAS.items():
@@ -139,8 +145,15 @@ def _launcher(name: str) -> Callable[..., Any]:
     return launch
 
 
-# Without a tensor there is no device to choose. What undoes dense changes is plain PyTorch there.
-_WITHOUT_TRITON = {"sample_bits", "apply_backup_", "restore_backup_", "apply_compact_", "restore_compact_"}
+# Plans of faults are made on the CPU. What undoes dense changes is plain PyTorch on a GPU.
+_WITHOUT_TRITON = {
+    "sample_bits",
+    "locate_bits",
+    "apply_backup_",
+    "restore_backup_",
+    "apply_compact_",
+    "restore_compact_",
+}
 if find_spec("triton"):
     for _name in SCHEMAS.keys() - _WITHOUT_TRITON:
         torch.library.impl(f"paramcorrupt::{_name}", "CUDA", _launcher(_name))
@@ -177,6 +190,7 @@ collect = torch.ops.paramcorrupt.collect.default
 top_n = torch.ops.paramcorrupt.top_n.default
 key_histogram = torch.ops.paramcorrupt.key_histogram.default
 sample_bits = torch.ops.paramcorrupt.sample_bits.default
+locate_bits = torch.ops.paramcorrupt.locate_bits.default
 apply_sparse_ = _writing("apply_sparse_")
 restore_sparse_ = _writing("restore_sparse_")
 apply_dense_ = _writing("apply_dense_")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _ops
 from ._draws import FAULTS
 from ._formats import FORMATS, Format, layout
 from ._safetensors import write_tensors
@@ -25,7 +26,8 @@ def save(plan: Faults, path: str | os.PathLike[str]) -> None:
     """Write a plan; nothing half-written is left if that fails."""
     parts = [[part.name, str(part.dtype), part.shape, part.format.name, part.first, part.stop] for part in plan.parts]
     text = json.dumps({"schema": SCHEMA, **{key: getattr(plan, key) for key in _SCALARS}, "parts": parts})
-    arrays = {"byte_index": plan._byte_index, "mask": plan._mask}
+    byte_index, mask = _ops.locate_bits(plan._place)
+    arrays = {"byte_index": byte_index, "mask": mask}
     if plan._value is not None:
         arrays["value"] = plan._value
     write_tensors(arrays, path, {"paramcorrupt": text})
@@ -72,20 +74,26 @@ def _plan(plan: dict[str, Any], arrays: dict[str, Tensor]) -> Faults:
     _need(bits <= plan["candidates"] < 1 << 63, "fewer candidates than bits")
     _need(masked is None or 0 <= masked <= (bits if fault == "stuck" else 0), f"masked is {masked}")
     _need(rate is None or 0 <= rate <= 1, f"rate is {rate}")
-    mask, value = arrays["mask"], arrays.get("value")
+    byte_index, mask, value = arrays["byte_index"], arrays["mask"], arrays.get("value")
     _need(bool(((mask != 0) & (mask & (mask - 1) == 0)).all()), "a mask of other than one bit")
     _need(value is None or bool((value <= 1).all()), "bits stuck at other than 0 and 1")
+    _need(bool(((byte_index >= 0) & (byte_index < 1 << 60)).all()), "bytes out of range")
+    place = byte_index * 8 + _position(mask)
     parts, end = [], 0
     for entry in plan["parts"]:
         parts.append(_part(*entry))
         _need(parts[-1].first == end, f"the bits of {parts[-1].name!r} do not follow those before")
         end = parts[-1].stop
-        _check_places(parts[-1], arrays["byte_index"][parts[-1].first : end], mask[parts[-1].first : end], width)
+        _check_places(parts[-1], place[parts[-1].first : end], width)
     _need(end == bits, f"{bits} bits of which {end} belong to a tensor")
     _need(len({part.name for part in parts}) == len(parts), "two tensors of one name")
-    return Faults(
-        fault, width, plan["seed"], rate, plan["candidates"], masked, tuple(parts), arrays["byte_index"], mask, value
-    )
+    return Faults(fault, width, plan["seed"], rate, plan["candidates"], masked, tuple(parts), place, value)
+
+
+def _position(mask: Tensor) -> Tensor:
+    """Which bit of a byte a mask has."""
+    halves = [((mask & half) != 0).to(torch.int64) for half in (0xAA, 0xCC, 0xF0)]
+    return halves[0] + 2 * halves[1] + 4 * halves[2]
 
 
 def _part(name: object, dtype: object, shape: object, form: object, first: object, stop: object) -> Part:
@@ -105,18 +113,14 @@ def _part(name: object, dtype: object, shape: object, form: object, first: objec
     )
 
 
-def _check_places(part: Part, index: Tensor, mask: Tensor, width: int) -> None:
+def _check_places(part: Part, place: Tensor, width: int) -> None:
     """Sorted, hence different, bits that the tensor has."""
-    size = math.prod(part.shape) * part.dtype.itemsize
-    _need(index.numel() > 0 and index.numel() % width == 0, f"{part.first} to {part.stop} as bits of {part.name!r}")
-    _need(bool(((index >= 0) & (index < size)).all()), f"bytes that {part.name!r} does not have")
-    before, after = (index[:-1], mask[:-1]), (index[1:], mask[1:])
-    rising = (before[0] < after[0]) | ((before[0] == after[0]) & (before[1] < after[1]))
-    _need(bool(rising.all()), f"bits of {part.name!r} that are not in order")
+    size = 8 * math.prod(part.shape) * part.dtype.itemsize
+    _need(place.numel() > 0 and place.numel() % width == 0, f"{part.first} to {part.stop} as bits of {part.name!r}")
+    _need(bool((place < size).all()), f"bytes that {part.name!r} does not have")
+    _need(bool((place.diff() > 0).all()), f"bits of {part.name!r} that are not in order")
     form: Format = part.format
-    if form.width < form.stride:
-        low = torch.tensor([(1 << form.width) - 1 >> 8 * i & 255 for i in range(form.stride // 8)], dtype=torch.uint8)
-        _need(bool((mask & ~low[index % (form.stride // 8)] == 0).all()), f"bits that {part.name!r} does not use")
+    _need(bool((place % form.stride < form.width).all()), f"bits that {part.name!r} does not use")
 
 
 def _is_size(x: object) -> bool:

@@ -364,7 +364,7 @@ def random_fill_(a: Sequence[Tensor], seed: int, offset: int, p: float) -> Tenso
 
 
 def sample_bits(total: int, count: int, seed: int) -> Tensor:
-    """`count` different numbers below `total`: where a keyed permutation takes 0, 1, 2, ...
+    """`count` different numbers below `total`, sorted: where a keyed permutation takes 0, 1, 2, ...
 
     The permutation is a Feistel network of six rounds on the fewest bits that hold `total`, walked until it falls below
     `total`. Its halves change in turn; what one adds to the other is a mix of 32 bits with a word of Philox as its key.
@@ -389,7 +389,12 @@ def sample_bits(total: int, count: int, seed: int) -> Tensor:
     x = permute(torch.arange(count))
     while (outside := x >= total).any():
         x[outside] = permute(x[outside])
-    return x
+    return x.sort().values
+
+
+def locate_bits(place: Tensor) -> tuple[Tensor, Tensor]:
+    """The byte in which each bit is, and the mask of that bit in it."""
+    return place >> 3, (1 << (place & 7)).to(torch.uint8)
 
 
 def xor_bits_(bytes: Tensor, byte_index: Tensor, mask: Tensor) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _ops, _sampling
-from ._draws import FAULTS, Room, draw
+from ._draws import FAULTS, Room, draw, place
 from ._formats import Bits, Format, check_bits
 from ._storage import Injector, bytes_of, find, in_memory, stored
 from ._tabular import Column, Row, Tabular
@@ -78,8 +78,7 @@ class Faults(Tabular):
     candidates: int
     masked: int | None
     parts: tuple[Part, ...]
-    _byte_index: Tensor
-    _mask: Tensor
+    _place: Tensor  # of each bit, in its tensor's memory in row-major order
     _value: Tensor | None
 
     kind: ClassVar[str] = "faults"
@@ -100,7 +99,7 @@ class Faults(Tabular):
     @property
     def bits(self) -> int:
         """How many bits are hit."""
-        return self._mask.numel()
+        return self._place.numel()
 
     @property
     def count(self) -> int:
@@ -149,13 +148,13 @@ class Faults(Tabular):
         """
         part = next((part for part in self.parts if part.name == name), None)
         if part is None:
-            return self._byte_index.new_empty(0), self._mask.new_empty(0)
-        index, mask = self._byte_index[part.first : part.stop], self._mask[part.first : part.stop]
+            return self._located(0, 0)
+        index, mask = self._located(part.first, part.stop)
         if self._value is None:
-            return index.clone(), mask.clone()
+            return index, mask
         if data is None:
             raise ValueError(f"data must be the bytes of tensor {name!r}, since stuck bits depend on them, got None")
-        return self._flips(part, data, index)
+        return self._flips(part, data, index, mask)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan to a safetensors file."""
@@ -199,10 +198,11 @@ class Faults(Tabular):
             data = bytes_of(x)
             for first in range(part.first, part.stop, _FEW * self.width):
                 stop = min(first + _FEW * self.width, part.stop)
-                index, mask = in_memory(x, self._byte_index[first:stop]), self._mask[first:stop].to(x.device)
+                index, mask = self._located(first, stop)
+                index, mask = in_memory(x, index), mask.to(x.device)
                 clean = data.index_select(0, index)
                 if self._value is not None:
-                    mask = mask * self._differs(clean, first, stop)
+                    mask = mask * self._differs(clean, mask, first, stop)
                 injector.hold(data, index, clean)
                 for fault, *flips in zip(
                     self._faults(part, first, stop), self._turns(index), self._turns(mask), strict=True
@@ -216,21 +216,26 @@ class Faults(Tabular):
         return x[: self.width], *(x.unfold(0, 2 * self.width, self.width) if len(x) > self.width else ())
 
     def _faults(self, part: Part, first: int, stop: int) -> list[Fault]:
-        place = self._byte_index[first:stop] * 8 + _position(self._mask[first:stop])
+        place = self._place[first:stop]
         pairs = list(zip((place // part.format.stride).tolist(), (place % part.format.stride).tolist(), strict=True))
         return [Fault(part.name, tuple(pairs[i : i + self.width])) for i in range(0, len(pairs), self.width)]
 
-    def _differs(self, found: Tensor, first: int, stop: int) -> Tensor:
+    def _located(self, first: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Of these bits the numbers of their bytes, and masks."""
+        index, mask = _ops.locate_bits(self._place[first:stop])
+        return index, mask
+
+    def _differs(self, found: Tensor, mask: Tensor, first: int, stop: int) -> Tensor:
         """For each bit 1 where the byte that was found does not have it as it is stuck."""
-        mask, value = self._mask[first:stop].to(found.device), self._value
+        value = self._value
         return ((found & mask) != 0) != (0 if value is None else value[first:stop].to(found.device))
 
-    def _flips(self, part: Part, data: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    def _flips(self, part: Part, data: Tensor, index: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Of bits at `index` in `data` those that change."""
-        mask = self._mask[part.first : part.stop].to(data.device)
+        mask = mask.to(data.device)
         if self._value is None:
             return index, mask
-        changed = self._differs(data.index_select(0, index), part.first, part.stop)
+        changed = self._differs(data.index_select(0, index), mask, part.first, part.stop)
         return index[changed], mask[changed]
 
     def _targets(self, model: Any) -> list[Tensor]:
@@ -250,7 +255,8 @@ class Faults(Tabular):
         try:
             for part, x in zip(self.parts, targets, strict=True):
                 data = bytes_of(x)
-                index, mask = self._flips(part, data, in_memory(x, self._byte_index[part.first : part.stop]))
+                index, mask = self._located(part.first, part.stop)
+                index, mask = self._flips(part, data, in_memory(x, index), mask)
                 held.append((data, index, data.index_select(0, index)))
                 _ops.xor_bits_(data, index, mask)
                 changed += mask.numel()
@@ -258,12 +264,6 @@ class Faults(Tabular):
             undo()
             raise
         return Written(changed, math.nan, undo, whole=False)
-
-
-def _position(mask: Tensor) -> Tensor:
-    """Which bit of a byte a mask has."""
-    halves = [((mask & half) != 0).to(torch.int64) for half in (0xAA, 0xCC, 0xF0)]
-    return halves[0] + 2 * halves[1] + 4 * halves[2]
 
 
 def bitflip(
@@ -333,7 +333,7 @@ def bitflip(
             f"{len(rooms)} tensors with bits={bits!r}"
         )
     count = _counted(rate, count, candidates, most, seed, fault)
-    first, place, drawn = draw(rooms, fault, width, count, seed)
+    first, drawn = draw(rooms, fault, width, count, seed)
     parts = tuple(
         Part(name, x.dtype, tuple(x.shape), room.format, a * width, b * width)
         for name, x, room, a, b in zip(named.names, named.tensors, rooms, first[:-1], first[1:], strict=True)
@@ -342,10 +342,8 @@ def bitflip(
     stuck = None
     if fault == "stuck":
         stuck = _sampling.coins(drawn, seed) if value is None else torch.full((count,), value, dtype=torch.uint8)
-    mask = torch.bitwise_left_shift(torch.ones((), dtype=torch.uint8), (place & 7).to(torch.uint8))
-    plan = Faults(
-        fault, width, seed, None if rate is None else float(rate), candidates, 0, parts, place >> 3, mask, stuck
-    )
+    places = place(rooms, fault, width, first, drawn, seed)
+    plan = Faults(fault, width, seed, None if rate is None else float(rate), candidates, 0, parts, places, stuck)
     return plan if stuck is None else _with_masked(plan, dict(zip(named.names, named.tensors, strict=True)))
 
 
@@ -356,7 +354,8 @@ def _with_masked(plan: Faults, tensors: Mapping[str, Tensor]) -> Faults:
     changed = 0
     for part in plan.parts:
         x = tensors[part.name]
-        changed += plan._flips(part, bytes_of(x), in_memory(x, plan._byte_index[part.first : part.stop]))[0].numel()
+        index, mask = plan._located(part.first, part.stop)
+        changed += plan._flips(part, bytes_of(x), in_memory(x, index), mask)[0].numel()
     return replace(plan, masked=plan.bits - changed)
 
 
