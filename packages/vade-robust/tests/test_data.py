@@ -107,7 +107,7 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     "a list": lambda _: NORMAL.tolist(),
     "pandas": lambda _: pd.DataFrame(NORMAL),
     "pandas of several dtypes": lambda _: pd.DataFrame(NORMAL).astype({0: "float64", 2: "Float32"}),
-    "pandas, sparse": lambda _: pd.DataFrame.sparse.from_spmatrix(scipy.sparse.csr_matrix(NORMAL)),
+    "pandas, sparse": lambda _: pd.DataFrame(NORMAL).astype(pd.SparseDtype(NORMAL.dtype, 0)),
     "CSR": lambda _: scipy.sparse.csr_matrix(NORMAL),
     "CSR array": lambda _: scipy.sparse.csr_array(NORMAL),
     "CSC": lambda _: scipy.sparse.csc_matrix(NORMAL),
@@ -475,7 +475,7 @@ def test_float16_and_integers_are_summed_in_float64() -> None:
 
 
 def test_sparse_rows_are_dense_for_a_batch_at_a_time() -> None:
-    X = scipy.sparse.random_array((20_000, 3_000), density=1e-3, format="csr", rng=np.random.default_rng(0))
+    X = scipy.sparse.random(20_000, 3_000, 1e-3, "csr", float, np.random.default_rng(0))
     X.data *= 5
     tracemalloc.start()
     made, preparation = prepared(X)

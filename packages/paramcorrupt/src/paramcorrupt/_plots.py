@@ -66,7 +66,7 @@ def _heat(figure: Heat, ax: Axes) -> None:
     ax.set_yticks(range(shown), [shorten(name) for name in figure.rows[:shown]], family="monospace", fontsize="small")
     ax.set_xticks(range(len(figure.columns)), figure.columns, fontsize="small")
     ax.set_xlabel(figure.x_label)
-    ax.get_figure(root=True).colorbar(image, ax=ax)  # type: ignore[union-attr]
+    ax.figure.colorbar(image, ax=ax)
 
 
 def _columns(figure: Columns, ax: Axes) -> None:

@@ -127,6 +127,8 @@ def _array(estimator: Any, X: Any, device: torch.device, shape: tuple[int, ...] 
         ensure_all_finite=False,
         ensure_min_samples=minimum,
     )
+    if checked.dtype == object:  # scikit-learn 1.6 does not know the texts of pandas 3
+        checked = checked.astype(float)
     made: Source = Sparse(checked, device) if scipy.sparse.issparse(checked) else Dense(checked, device)
     made.feature_names = getattr(scratch, "feature_names_in_", None)
     return made
