@@ -240,6 +240,14 @@ def test_tags_are_those_of_the_definition_and_user_tags_win(directory: Path, tmp
     assert pickle.loads(pickle.dumps(tagger)).tag(["北京"]) == ["n"]
 
 
+def test_a_tag_that_is_no_text_is_refused_when_the_model_is_loaded(tmp_path: Path) -> None:
+    data = pickle.dumps({"feature_to_idx": {"$$": 0}, "tag_to_idx": {"noun": 0}})
+    (tmp_path / "features.pkl").write_bytes(data.replace(b"noun", b"no\xffn"))
+    np.savez(tmp_path / "weights.npz", sizes=np.array([1, 1]), w=np.zeros(2))
+    with pytest.raises(ValueError, match=f"^{re.escape(str(tmp_path))}: a string is not UTF-8$"):
+        _pkuseg.Tagger(tmp_path)
+
+
 # ---- training
 
 

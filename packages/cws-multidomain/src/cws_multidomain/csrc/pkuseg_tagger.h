@@ -46,7 +46,11 @@ class Tagger {
     check_indices(names.tags, tags, "tag_to_idx");
     check_indices(names.features, features, "feature_to_idx");
     if (!features || !tags) bad("'feature_to_idx' and 'tag_to_idx' must have at least one entry");
-    for (const auto& [name, index] : names.tags) names_[index] = name;
+    std::u32string text;
+    for (const auto& [name, index] : names.tags) {
+      decode_utf8(name, text);  // throws where it is none: tags are given as str
+      names_[index] = name;
+    }
     features_.reserve(features);
     for (const auto& [name, index] : names.features) features_.emplace(name, index);
     for (int y = 0; y < tags; ++y)
