@@ -159,7 +159,8 @@ def test_weights_that_do_not_fit_are_refused_and_the_first_misfits_named(here: P
     save_file(state, "w.safetensors")
     message = (
         r"w\.safetensors does not fit the model: 'one\.weight' has the shape \(6, 5\) instead of \(6, 4\); "
-        r"'two\.bias' is missing; 'head' has no place in it$"
+        r"'two\.bias' is missing; 'head' has no place in it; a file that holds more than its weights is to be loaded "
+        r"in the model's own module:callable$"
     )
     with pytest.raises(ValueError, match=message):
         models.load("mine_of_test:ready", "w.safetensors")

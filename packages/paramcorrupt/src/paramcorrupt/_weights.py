@@ -71,6 +71,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
     found = min(candidates, key=lambda names: len(_misfits(state, names)))  # of equals the first
     if wrong := _misfits(state, found):
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        if found.keys() - state.keys():
+            more += "; a file that holds more than its weights is to be loaded in the model's own module:callable"
         raise ValueError(f"{source} does not fit the model: {'; '.join(wrong[:3])}{more}")
     model.load_state_dict(found, strict=False)
 
