@@ -297,11 +297,11 @@ def check_saved(own: object) -> None:
     if isinstance(step, bool) or not isinstance(step, Integral) or step < 0:
         raise ValueError(f"state_dict['gasam']['step'] must be a non-negative integer, got {step!r}")
     for name, shape in (("running", (2,)), ("seed", ())):
-        x = own.get(name)
         if name not in own:
             continue
-        fits = isinstance(x, Tensor) and tuple(x.shape) == shape and x.is_floating_point() == (name == "running")
-        if not fits or x.is_meta or x.is_complex():
+        x = own[name]
+        fits = isinstance(x, Tensor) and tuple(x.shape) == shape and not (x.is_meta or x.is_complex())
+        if not fits or x.is_floating_point() != (name == "running"):
             raise ValueError(f"state_dict['gasam']['{name}'] must be a tensor of shape {shape}, got {x!r}")
 
 
