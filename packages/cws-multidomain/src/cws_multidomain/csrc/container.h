@@ -154,13 +154,13 @@ class Container {
       const size_t entry = kHeaderSize + i * kEntrySize;
       const char* name = reinterpret_cast<const char*>(data_ + entry);
       const uint64_t offset = read<uint64_t>(entry + kNameSize), size = read<uint64_t>(entry + kNameSize + 8);
-      Section section{std::string(name, strnlen(name, kNameSize)), data_ + offset, size};
-      const std::string quoted = printable(section.name);
-      if (quoted != section.name) refuse("the name of section \"" + quoted + "\"", "is no printable UTF-8");
+      std::string known(name, strnlen(name, kNameSize));
+      const std::string quoted = printable(known);
+      if (quoted != known) refuse("the name of section \"" + quoted + "\"", "is no printable UTF-8");
       if (offset > size_ || size > size_ - offset || offset % 64) {
-        refuse("section \"" + section.name + "\"", "lies outside of the file");
+        refuse("section \"" + known + "\"", "lies outside of the file");
       }
-      sections_.push_back(std::move(section));
+      sections_.push_back({std::move(known), data_ + offset, size});
     }
   }
 
