@@ -195,7 +195,5 @@ def test_an_interrupt_leaves_the_model_of_the_last_epoch() -> None:
         assert child.stdout.readline() == "in the second epoch\n"
         time.sleep(0.05)
         child.send_signal(signal.SIGINT)
-        start = time.monotonic()
         out, errors = child.communicate(timeout=60)
     assert out == "whole\n", errors
-    assert time.monotonic() - start < 5
