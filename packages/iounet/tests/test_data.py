@@ -103,8 +103,8 @@ def write_huggingface(root: Path) -> Path:
         image=datasets.Image(),
         image_id=datasets.Value("int64"),
         objects={
-            "bbox": datasets.List(datasets.List(datasets.Value("float32"))),
-            "category": datasets.List(names),
+            "bbox": datasets.Sequence(datasets.Sequence(datasets.Value("float32"))),
+            "category": datasets.Sequence(names),
         },
     )
     rows = {
@@ -790,15 +790,15 @@ def test_corners_read_as_sizes_are_noticed_and_read_when_told(tmp_path: Path) ->
 @pytest.mark.parametrize("notation", ["columns", "entries", "names"])
 def test_objects_are_read_in_every_notation(notation: str) -> None:
     datasets = pytest.importorskip("datasets", reason="needs the extra iounet[huggingface]")
-    four, label = datasets.List(datasets.Value("float32"), length=4), datasets.ClassLabel(names=list(NAMES))
+    four, label = datasets.Sequence(datasets.Value("float32"), length=4), datasets.ClassLabel(names=list(NAMES))
     objects = {
         "columns": {
-            "bbox": datasets.List(four),
-            "category": datasets.List(label),
-            "area": datasets.List(datasets.Value("int64")),
+            "bbox": datasets.Sequence(four),
+            "category": datasets.Sequence(label),
+            "area": datasets.Sequence(datasets.Value("int64")),
         },
-        "entries": datasets.List({"bbox": four, "label": label}),
-        "names": {"bbox": datasets.List(four), "category": datasets.List(datasets.Value("string"))},
+        "entries": [{"bbox": four, "label": label}],
+        "names": {"bbox": datasets.Sequence(four), "category": datasets.Sequence(datasets.Value("string"))},
     }[notation]
     rows: dict[str, list[Any]] = {
         "image": [Image.new("RGB", (64, 48), (40 * k, 90, 200)) for k in range(3)],
