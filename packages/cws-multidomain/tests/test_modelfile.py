@@ -232,6 +232,18 @@ def test_a_dictionary_comes_back_exactly(tmp_path):
     assert Segmenter.from_weights(made).dictionary() == dict(words)
 
 
+@pytest.mark.parametrize("name", ["canonical", "lexicon0.counts", "lexicon0.extras"])
+def test_sections_that_only_a_dictionary_needs_are_named_when_it_is_asked_for(data, tmp_path, name):
+    sections = sections_of(data)
+    changes = [{k: v for k, v in sections.items() if k != name}]
+    if name == "canonical":
+        changes += [{**sections, name: sections[name][:-1]}, {**sections, name: sections[name][:-4]}]
+    for changed in changes:
+        segmenter = load(_modelfile.to_bytes({"domains": ["domain1", "domain2"]}, changed), tmp_path)
+        with pytest.raises(ValueError, match=f'section "{name}" (is missing|has a wrong size)'):
+            segmenter.dictionary()
+
+
 def test_weights_that_are_not_numbers_are_refused():
     made = synthetic.weights(0)
     made.components[0].unigram[7, 0, 0] = np.nan

@@ -365,14 +365,14 @@ def dictionary_arrays(
     """The code points of the words, one word after the other; where each begins and the last ends; their counts."""
     sections = model.sections
     symbols, splits = model.lexicon_words(lexicon)
-    counts = _from_varints(sections[f"lexicon{lexicon}.counts"])
+    counts = _from_varints(_array(sections, f"lexicon{lexicon}.counts", "<u1"))
     if len(counts) != len(splits) - 1:
         items = f"{len(counts)} items where {len(splits) - 1} are needed"
         raise ValueError(f'section "lexicon{lexicon}.counts" has {items}')
     lengths = np.diff(splits)
     own = counts > 0  # others are only there because words in the extras have their symbols
-    points = sections["canonical"].view("<u4")[symbols[np.repeat(own, lengths)]]
-    extras = sections[f"lexicon{lexicon}.extras"].tobytes().decode("utf-8", "surrogatepass")
+    points = _array(sections, "canonical", "<u4", model.n_symbols)[symbols[np.repeat(own, lengths)]]
+    extras = _array(sections, f"lexicon{lexicon}.extras", "<u1").tobytes().decode("utf-8", "surrogatepass")
     pairs = [line.rpartition("\t") for line in extras.split("\n")[:-1]]
     more = "".join(word for word, _, _ in pairs).encode("utf-32-le", "surrogatepass")
     every = np.concatenate([lengths[own], np.array([len(word) for word, _, _ in pairs], np.int64)])
@@ -381,6 +381,16 @@ def dictionary_arrays(
         np.concatenate([[0], np.cumsum(every)]),
         np.concatenate([counts[own] - 1, np.array([int(count) for _, _, count in pairs], np.int64)]),
     )
+
+
+def _array(sections: Mapping[str, NDArray[np.uint8]], name: str, dtype: str, count: int | None = None) -> NDArray[Any]:
+    """A section that the engine does not read, and has not checked."""
+    if name not in sections:
+        raise ValueError(f'section "{name}" is missing')
+    items, rest = divmod(len(sections[name]), np.dtype(dtype).itemsize)
+    if rest or count not in (None, items):
+        raise ValueError(f'section "{name}" has a wrong size')
+    return sections[name].view(dtype)
 
 
 class PackedLexicon(Sequence[tuple[str, int]]):
@@ -423,7 +433,7 @@ def unpack(model: _core.Model) -> Weights:
     domains = metadata.pop("domains")
     scale = model.scale
     plane = sections["symbols"].view("<u2")
-    canonical = sections["canonical"].view("<u4")
+    canonical = _array(sections, "canonical", "<u4", model.n_symbols)
     others = zip(
         sections["symbols.others"].view("<u4").tolist(), sections["symbols.of_others"].view("<u2").tolist(), strict=True
     )
