@@ -244,6 +244,13 @@ def test_sections_that_only_a_dictionary_needs_are_named_when_it_is_asked_for(da
             segmenter.dictionary()
 
 
+def test_a_dictionary_that_is_no_text_is_refused_when_it_is_asked_for(data, tmp_path):
+    changed = {**sections_of(data), "lexicon0.extras": b"a\xff\t1\n"}
+    segmenter = load(_modelfile.to_bytes({"domains": ["domain1", "domain2"]}, changed), tmp_path)
+    with pytest.raises(ValueError, match=r'^section "lexicon0\.extras" is not UTF-8 at byte 1$'):
+        segmenter.dictionary()
+
+
 def test_weights_that_are_not_numbers_are_refused():
     made = synthetic.weights(0)
     made.components[0].unigram[7, 0, 0] = np.nan

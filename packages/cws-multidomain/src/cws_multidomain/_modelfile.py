@@ -372,7 +372,10 @@ def dictionary_arrays(
     lengths = np.diff(splits)
     own = counts > 0  # others are only there because words in the extras have their symbols
     points = _array(sections, "canonical", "<u4", model.n_symbols)[symbols[np.repeat(own, lengths)]]
-    extras = _array(sections, f"lexicon{lexicon}.extras", "<u1").tobytes().decode("utf-8", "surrogatepass")
+    try:
+        extras = _array(sections, f"lexicon{lexicon}.extras", "<u1").tobytes().decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise ValueError(f'section "lexicon{lexicon}.extras" is not UTF-8 at byte {error.start}') from None
     pairs = [line.rpartition("\t") for line in extras.split("\n")[:-1]]
     more = "".join(word for word, _, _ in pairs).encode("utf-32-le", "surrogatepass")
     every = np.concatenate([lengths[own], np.array([len(word) for word, _, _ in pairs], np.int64)])
