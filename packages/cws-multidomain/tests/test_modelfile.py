@@ -135,7 +135,12 @@ def test_sizes_that_disagree_are_refused(data, tmp_path, name):
     [
         ("symbols", "<u2", 500, 60000),
         ("numbers", "<f8", 0, -1.0),
+        ("numbers", "<f8", 0, 1e-300),
         ("numbers", "<f8", 1, float("nan")),
+        ("numbers", "<f8", 2, 0.0),
+        ("numbers", "<f8", 3, float("nan")),
+        ("gate.bias", "<f8", 1, float("-inf")),
+        ("transition", "<i4", 7, -(2**31)),
         ("joint0", "<i2", 9, 30000),
         ("shape", "<u4", 2, 9),
         ("lexicon0.hash", "<u4", 3, 99),

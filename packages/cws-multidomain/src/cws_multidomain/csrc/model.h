@@ -18,6 +18,7 @@ namespace cws {
 inline constexpr int kMostLexicons = 2;
 inline constexpr int kJoints = 5 * kMarks * 5;
 inline constexpr int kLargestJoint = 8191;  // so that an int16 emission cannot overflow: 10 rows of int8, 2 of these, 2
+inline constexpr int kLargestTransition = 1 << 20;
 
 // What one domain adds to the rows of pairs, for few of them: rows in the order of their slots, d = 1, 0, -1, -2.
 struct Delta {
@@ -83,8 +84,8 @@ class Model {
     if (n_domains_ > 255) file_.refuse("the number of domains", "is out of range");
     scale_ = numbers[0];
     temperature_ = numbers[1];
-    if (!(scale_ > 0 && scale_ < 1e9)) file_.refuse("the scale", "must be positive");
-    if (!(temperature_ > 0 && temperature_ < 1e9)) file_.refuse("the temperature", "must be positive");
+    check_number("the scale", scale_, kLeastUnit);
+    check_number("the temperature", temperature_, kLeastUnit);
 
     symbols_.plane = file_.array_of<uint16_t>("symbols", 0x10000);
     symbols_.others = file_.array<uint32_t>("symbols.others", n);
@@ -106,12 +107,18 @@ class Model {
       general_.charmark[k] = hashed("charmark" + number, 4, charmark_[k]);
     }
     general_.transition = file_.array_of<int32_t>("transition", 16);
+    for (int k = 0; k < 16; ++k) {
+      check_number("section \"transition\"", general_.transition[k], -kLargestTransition, kLargestTransition);
+    }
     if (shape[4]) {
       gate_.width = int((n_domains_ + 3) / 4 * 4);
       gate_.table = file_.array_of<int16_t>("gate.table", size_t(8192) * gate_.width);
       gate_.bias = file_.array_of<double>("gate.bias", n_domains_);
       gate_.scale = numbers[2];
       gate_.threshold = numbers[3];
+      check_number("the scale of the gate", gate_.scale, kLeastUnit, kFinite);
+      check_number("the threshold of the gate", gate_.threshold, -kFinite, kFinite);
+      for (uint32_t k = 0; k < n_domains_; ++k) check_number("section \"gate.bias\"", gate_.bias[k], -kFinite, kFinite);
     }
   }
 
@@ -130,6 +137,13 @@ class Model {
   double temperature() const { return temperature_; }  // in probabilities
 
  private:
+  static constexpr double kLeastUnit = 1e-3;  // that scores are divided by
+  static constexpr double kFinite = 1e100;
+
+  void check_number(const std::string& what, double x, double least, double most = 1e9) const {
+    if (!(x >= least && x <= most)) file_.refuse(what, "is out of range");
+  }
+
   const int8_t* hashed(const std::string& name, int width, Hashed& table) {
     size_t n = 0;
     const uint32_t* shape = file_.array_of<uint32_t>(name + ".hash", 2);
@@ -217,7 +231,7 @@ class Mixture {
       sum_dense(file, weights, "joint" + number, kJoints * 4, kLargestJoint, joint_[k], tables_.joint[k]);
       sum_rows(file, weights, "charmark" + number, 4, model.charmark(k).hash.size, charmark_[k], tables_.charmark[k]);
     }
-    sum_dense(file, weights, "transition", 16, 1 << 20, transition_, tables_.transition);
+    sum_dense(file, weights, "transition", 16, kLargestTransition, transition_, tables_.transition);
   }
   Mixture(const Mixture&) = delete;
   Mixture& operator=(const Mixture&) = delete;
