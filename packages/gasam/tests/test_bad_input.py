@@ -1070,6 +1070,21 @@ DAMAGES = [
         '["state"][2]["exp_avg"]',
         "must be a tensor with values, got one on the device meta",
     ),
+    (
+        replaced("state", 2, "of_another_base", by=torch.ones(2, dtype=torch.complex64)),
+        '["state"][2]["of_another_base"]',
+        "must be real, as the parameter is, got torch.complex64",
+    ),
+    (
+        replaced("param_groups", 1, "fused", by=torch.zeros(2)),
+        '["param_groups"][1]["fused"]',
+        "must be None, True or False, got tensor([0., 0.])",
+    ),
+    (
+        replaced("param_groups", 1, "rho", by=10**400),
+        '["param_groups"][1]["rho"]',
+        "must be finite and non-negative, got 1000",
+    ),
 ]  # fmt: skip
 
 

@@ -74,6 +74,8 @@ def check_tensor(place: str, x: Any, p: Tensor, what: str) -> None:
 def _check_values(place: str, x: Tensor, p: Tensor) -> None:
     if x.is_meta and not p.is_meta:
         raise ValueError(f"{place} must be a tensor with values, got one on the device meta")
+    if x.is_complex() and not p.is_complex():
+        raise ValueError(f"{place} must be real, as the parameter is, got {x.dtype}")
 
 
 def _check_has(place: str, tree: Mapping[Any, Any], key: str) -> None:
@@ -101,6 +103,8 @@ def _check_option(place: str, option: str, x: Any, base: Optimizer) -> None:
     """Of the kind of the base's default and, if the base is one of torch's, what its constructor takes."""
     kind, default = type(base), base.defaults[option]
     _check_like(place, x, default)
+    if option in ("foreach", "fused") and x is not None:
+        check_type(place, x, bool, "None, True or False")
     is_flag = default is None or isinstance(default, bool)
     if kind.__module__.startswith("torch.optim.") and option in signature(kind).parameters and not is_flag:
         try:

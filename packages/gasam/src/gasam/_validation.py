@@ -38,7 +38,11 @@ def check_number(argument: str, value: object, minimum: float = -math.inf) -> No
     """A finite real number, at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{argument} must be a number, got {value!r}")
-    if not math.isfinite(value) or value < minimum:
+    try:
+        number = float(value)
+    except OverflowError:  # an int above all floats
+        number = math.inf
+    if not math.isfinite(number) or number < minimum:
         rule = {-math.inf: "finite", 0: "finite and non-negative"}.get(minimum, f"finite and at least {minimum:g}")
         raise ValueError(f"{argument} must be {rule}, got {value!r}")
 
